@@ -1,0 +1,1 @@
+"""Ranks: who they are (mesh) and how they exchange tensors with gradients (collectives)."""

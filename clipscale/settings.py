@@ -1,0 +1,107 @@
+"""Settings: strict, frozen configuration classes; and Part: one such class per file, found by the file's name.
+
+A Part *is* its configuration. `objective: {name: clip, label_smoothing: 0.1}` in YAML becomes
+`clipscale.objectives.clip.Clip(label_smoothing=0.1)`: the folder is the table of names, and a dotted module name
+(`name: my_lab.objectives.ours`) reaches a part outside the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class Settings(BaseModel):
+    """Base of every configuration class: unknown keys and wrong types are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Part(Settings):
+    """Base of each kind of part; the kind's own base class names the package its parts live in.
+
+    A direct subclass with `folder` set is a *kind* (Objective, Tower, ...): a field annotated with it accepts a part's
+    name, a mapping with `name` and the part's settings, or an instance. Every other subclass is a part.
+    """
+
+    folder: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _find_by_name(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not _is_kind(cls) or isinstance(value, cls):
+            return handler(value)
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            names = ", ".join(part_names(cls.folder))
+            raise PydanticCustomError("part_name", "needs a 'name', one of: {names}", {"names": names})
+        part: type[Self] = find_part(cls, value["name"])
+        return part.model_validate({key: setting for key, setting in value.items() if key != "name"})
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": part_name(type(self)), **handler(self)}
+
+
+PartKind = TypeVar("PartKind", bound=Part)
+
+
+def _is_kind(cls: type[Part]) -> bool:
+    return "folder" in cls.__dict__
+
+
+def part_names(folder: str) -> list[str]:
+    """Names of the parts in package `folder`, sorted; found without importing them."""
+    return sorted(path.stem for path in _part_files(folder))
+
+
+def part_summaries(folder: str) -> dict[str, str]:
+    """First docstring line of every part in package `folder`, by name; read without importing them."""
+    return {path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0] for path in _part_files(folder)}
+
+
+def _part_files(folder: str) -> list[Path]:
+    spec = importlib.util.find_spec(folder)
+    assert spec is not None and spec.submodule_search_locations, f"{folder} is not a package"
+    files = [path for place in spec.submodule_search_locations for path in Path(place).glob("*.py") if not path.stem.startswith("_")]
+    return sorted(files)
+
+
+def part_name(part: type[Part]) -> str:
+    """The name under which configuration finds this part."""
+    folder = next(base.folder for base in part.__mro__ if issubclass(base, Part) and base.folder)
+    package, _, name = part.__module__.rpartition(".")
+    return name if package == folder else part.__module__
+
+
+def find_part(kind: type[PartKind], name: str) -> type[PartKind]:
+    """The part called `name`: a file of the kind's folder, or a dotted module name outside it."""
+    known = part_names(kind.folder)
+    if "." not in name and name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise PydanticCustomError("part_name", "there is no '{name}' in {folder}; {hint}known: {known}", {"name": name, "folder": kind.folder, "hint": hint, "known": ", ".join(known)})
+    module_name = name if "." in name else f"{kind.folder}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise PydanticCustomError("part_name", "module '{name}' cannot be imported: {why}", {"name": name, "why": str(error)}) from None
+    found = [
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, kind) and not _is_kind(item) and item.__module__ == module.__name__ and not item.__name__.startswith("_")
+    ]
+    if len(found) != 1:
+        names = [item.__name__ for item in found]
+        raise PydanticCustomError("part_name", "module '{name}' must hold exactly one part, it holds {names}", {"name": module_name, "names": names})
+    return found[0]

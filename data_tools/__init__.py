@@ -1,0 +1,1 @@
+"""clipscale-shards: build and describe data sets of webdataset tars with parquet sidecars."""
