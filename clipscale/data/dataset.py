@@ -1,0 +1,282 @@
+"""An indexed data set, opened: its shards, and its samples read by byte offset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from fsspec.implementations.local import LocalFileSystem
+
+from clipscale.data.sample import Sample, parse_sample
+from clipscale.data.tables import INDEX, KEY
+from clipscale.errors import DataError, MissingPackage, ShardError
+
+OPEN_FILES = 64
+"""Shard files and sidecars a process keeps open for each data set."""
+RETRY_PAUSES_S = (0.05, 0.2, 0.8)
+"""Seconds before each further try of a read that failed."""
+_MEMBERS = ("image", "speech", "text", "record")
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Where the usable samples of one shard lie; row i of every column is sample i."""
+
+    columns: dict[str, np.ndarray]
+    """As in `tables.SIDECAR`, without rows whose status is not "ok"."""
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.columns["key"])}
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+
+class DatasetIndex:
+    """A data set's shards; made by `open_dataset`. Safe to use in forked workers."""
+
+    def __init__(self, url: str, table: pyarrow.Table) -> None:
+        self.url = url
+        self.shards: list[str] = table.column("shard").to_pylist()
+        """Shard names, without .tar, in the index's order."""
+        self.samples: np.ndarray = table.column("samples").to_numpy()
+        """Usable samples of each shard, int64."""
+        self.tar_bytes: np.ndarray = table.column("tar_bytes").to_numpy()
+        self.totals: dict[str, float] = {
+            name: sum(table.column(name).to_pylist()) for name in ("samples", "tar_bytes", "images", "recordings", "captions", "seconds")
+        }
+        """Over the whole data set."""
+        self._sidecar_sha256: list[bytes] = table.column("sidecar_sha256").to_pylist()
+        hashes = b"".join([*table.column("sha256").to_pylist(), *self._sidecar_sha256])
+        self.fingerprint = hashlib.sha256("\n".join(self.shards).encode() + hashes).hexdigest()
+        """Hash of all its bytes, through the hashes in the index."""
+        self._process = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        """Open everything anew: neither file descriptors of remote stores nor their event loops survive a fork."""
+        self._process = os.getpid()
+        self._filesystem, self._root = _filesystem(self.url)
+        self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def sidecar(self, shard: int) -> Sidecar:
+        """The sidecar of the shard at this place in the index.
+
+        Raises:
+            ShardError: it is gone, or not the one that was indexed.
+        """
+        if self._process != os.getpid():
+            self._reset()
+        return _cached(self._sidecars, shard, self._read_sidecar)
+
+    def _read_sidecar(self, shard: int) -> Sidecar:
+        name = f"{self.shards[shard]}.parquet"
+        data: bytes = _retried(lambda: self._filesystem.cat_file(f"{self._root}/{name}"), what=f"{self.url}/{name}")
+        if hashlib.sha256(data).digest() != self._sidecar_sha256[shard]:
+            raise ShardError(f"{self.url}/{name} is not the sidecar that index.parquet describes; build the data set again")
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        columns = {column: table.column(column).to_numpy(zero_copy_only=False) for column in table.column_names}
+        good = columns["status"] == "ok"
+        columns = columns if good.all() else {column: values[good] for column, values in columns.items()}
+        if len(columns["key"]) != self.samples[shard] or (columns["offset"] + columns["bytes"] > self.tar_bytes[shard]).any():
+            raise ShardError(f"{self.url}/{name} does not fit index.parquet; build the data set again")
+        return Sidecar(columns)
+
+    def read(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
+        """The samples at these places in the shard's sidecar; a sample that cannot be read is a ShardError in its place.
+
+        Raises:
+            ShardError: the shard's sidecar cannot be read.
+        """
+        columns = self.sidecar(shard).columns
+        spans = [(int(columns["offset"][row]), int(columns["bytes"][row])) for row in rows]
+        return [
+            data if isinstance(data, ShardError) else _unpack(f"{self.url}/{self.shards[shard]}.tar", columns, row, data)
+            for row, data in zip(rows, self._read_spans(shard, spans), strict=True)
+        ]
+
+    def _read_spans(self, shard: int, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | ShardError]:
+        path = f"{self._root}/{self.shards[shard]}.tar"
+        try:
+            if isinstance(self._filesystem, LocalFileSystem):
+                local: Sequence[bytes] = _retried(lambda: self._read_local(shard, path, spans), what=path)
+                return local
+            starts, ends = [start for start, _ in spans], [start + size for start, size in spans]
+            remote: list[bytes] = _retried(
+                lambda: self._filesystem.cat_ranges([path] * len(spans), starts, ends, on_error="raise"), what=path
+            )
+            return remote
+        except ShardError as error:
+            return [error] * len(spans)
+
+    def _read_local(self, shard: int, path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        descriptor = _cached(self._files, shard, lambda _: os.open(path, os.O_RDONLY), drop=os.close)
+        return [os.pread(descriptor, size, start) for start, size in spans]
+
+    def find(self, key: str) -> tuple[int, int]:
+        """The first shard and row whose sample has this key.
+
+        Raises:
+            DataError: no sample has it.
+        """
+        for shard in range(len(self.shards)):
+            row = self.sidecar(shard).row_of.get(key)
+            if row is not None:
+                return shard, row
+        raise DataError(f"{self.url} holds no sample with the key '{key}'")
+
+    def suffix(self, shard: int, row: int, member: str) -> str:
+        """`jpg`, `flac`, ... of a sample's `image` or `speech`; empty when it has none."""
+        return str(self.sidecar(shard).columns[f"{member}_suffix"][row])
+
+
+def _unpack(path: str, columns: dict[str, np.ndarray], row: int, data: bytes) -> Sample | ShardError:
+    key = str(columns["key"][row])
+    if len(data) != columns["bytes"][row]:
+        return ShardError(f"{path}: the file ends inside sample '{key}'")
+    if zlib.crc32(data) != columns["crc32"][row]:
+        return ShardError(f"{path}: sample '{key}' is not the one that was written (its checksum differs)")
+    start = int(columns["offset"][row])
+    members: dict[str, bytes | None] = {}
+    for member in _MEMBERS:
+        size = int(columns[f"{member}_bytes"][row])
+        begin = int(columns[f"{member}_offset"][row]) - start
+        members[member] = data[begin : begin + size] if size else None
+    try:
+        return parse_sample(key, **members)
+    except ShardError as error:
+        return ShardError(f"{path}: {error}")
+
+
+def _cached(
+    cache: OrderedDict[int, Value], key: int, make: Callable[[int], Value], *, drop: Callable[[Value], object] = lambda _: None
+) -> Value:
+    """The value from a cache of the most recently used `OPEN_FILES`."""
+    if key in cache:
+        cache.move_to_end(key)
+        return cache[key]
+    cache[key] = value = make(key)
+    if len(cache) > OPEN_FILES:
+        drop(cache.popitem(last=False)[1])
+    return value
+
+
+def _retried(read: Callable[[], Value], *, what: str, pauses_s: tuple[float, ...] = RETRY_PAUSES_S) -> Value:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise ShardError(f"{what} is gone since the data set was opened") from None
+    except OSError as error:
+        if not pauses_s:
+            raise ShardError(f"{what} cannot be read, after {len(RETRY_PAUSES_S) + 1} tries: {error}") from error
+    time.sleep(pauses_s[0])
+    return _retried(read, what=what, pauses_s=pauses_s[1:])
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    if url.startswith("pipe:"):
+        raise DataError(
+            f"{url}: pipe: addresses run shell commands and are refused; give a folder or an fsspec address such as s3://bucket/folder"
+        )
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise MissingPackage(f"{url}: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{url}: {error}") from error
+    return filesystem, root.rstrip("/")
+
+
+def open_dataset(url: str | Path) -> DatasetIndex:
+    """Open the data set in a folder, local or at an fsspec address, after checking that all its shards are there.
+
+    Raises:
+        DataError: the folder, its index or a shard is missing, a shard has another size than indexed, or nothing is in it.
+        MissingPackage: the address needs an fsspec back-end that is not installed.
+    """
+    address = str(url)
+    filesystem, root = _filesystem(address)
+    try:
+        files = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in filesystem.ls(root, detail=True)}
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"data set {address}: there is no such folder") from None
+    except OSError as error:
+        raise DataError(f"data set {address}: the folder cannot be listed: {error}") from error
+    if "index.parquet" not in files:
+        tars = sum(name.endswith(".tar") for name in files)
+        found = f"{tars} .tar files without an index" if tars else "neither an index nor .tar files"
+        raise DataError(f"data set {address}: no index.parquet; it holds {found}. Make data sets with `clipscale-shards build`")
+    index = DatasetIndex(address, _read_index(address, filesystem.cat_file(f"{root}/index.parquet")))
+    _check_files(index, files)
+    return index
+
+
+def _read_index(url: str, data: bytes) -> pyarrow.Table:
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data set {url}: index.parquet cannot be read ({error}); build the data set again") from error
+    if not table.schema.equals(INDEX, check_metadata=False):
+        missing = sorted(set(INDEX.names) - set(table.column_names))
+        raise DataError(f"data set {url}: index.parquet is of another format (missing columns: {missing}); build the data set again")
+    return table
+
+
+def _check_files(index: DatasetIndex, files: dict[str, int]) -> None:
+    if not index.shards:
+        raise DataError(f"data set {index.url}: index.parquet lists no shards; build the data set again")
+    if not index.samples.sum():
+        raise DataError(f"data set {index.url}: none of its {len(index.shards)} shards holds a usable sample")
+    foreign = [shard for shard in index.shards if not KEY.fullmatch(shard)]
+    if foreign:
+        raise DataError(f"data set {index.url}: index.parquet names shard '{foreign[0]}', which is no plain file name; refused")
+    missing = [name for shard in index.shards for name in (f"{shard}.tar", f"{shard}.parquet") if name not in files]
+    if missing:
+        raise DataError(f"data set {index.url}: {len(missing)} of the files that index.parquet lists are missing: {_first(missing)}")
+    wrong = [
+        f"{shard}.tar ({files[f'{shard}.tar']} bytes, indexed {size})"
+        for shard, size in zip(index.shards, index.tar_bytes, strict=True)
+        if files[f"{shard}.tar"] != size
+    ]
+    if wrong:
+        raise DataError(
+            f"data set {index.url}: {len(wrong)} shards have another size than indexed: {_first(wrong)}; copy or build them again"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def read_member(url: str | Path, key: str, suffixes: Sequence[str]) -> tuple[str, bytes]:
+    """Suffix and bytes of the sample's image or recording, whichever has one of the suffixes (`("flac", "wav")`).
+
+    Raises:
+        DataError: the data set cannot be opened, or has no such sample or member.
+        ShardError: the sample cannot be read.
+    """
+    index = open_dataset(url)
+    shard, row = index.find(key)
+    sample = index.read(shard, [row])[0]
+    if isinstance(sample, ShardError):
+        raise sample
+    for suffix, data in ((index.suffix(shard, row, "image"), sample.image), (index.suffix(shard, row, "speech"), sample.speech)):
+        if data is not None and suffix in suffixes:
+            return suffix, data
+    raise DataError(f"{url}: sample '{key}' has no member {' or '.join(suffixes)}")

@@ -1,0 +1,146 @@
+"""Sample and batch: one stored pair, and what a rank trains on.
+
+b samples in a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from clipscale.errors import ShardError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from clipscale.inputs import Modality
+
+MAX_RECORD_BYTES = 1 << 20
+"""Longest caption or JSON member that is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample as stored: media still encoded."""
+
+    key: str
+    image: bytes | None
+    """jpg, png or webp."""
+    speech: bytes | None
+    """flac or wav."""
+    captions: list[str]
+    """At least one; never empty."""
+    record: dict[str, Any]
+    """The sample's JSON member: label, intent, slots, speaker, transcript, ...; empty when it has none."""
+
+
+def parse_sample(key: str, *, image: bytes | None, speech: bytes | None, text: bytes | None, record: bytes | None) -> Sample:
+    """A sample from its members; captions are the record's `captions`, else the `.txt` member.
+
+    Raises:
+        ShardError: no caption, a member that is not UTF-8 or not JSON, or one that is far too long.
+    """
+    fields = _parse_record(key, record) if record is not None else {}
+    captions = fields.get("captions")
+    if captions is None:
+        captions = [_parse_text(key, text)] if text is not None else []
+    if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        raise ShardError(f"sample '{key}' has no usable caption: neither a .txt nor a list of texts under 'captions' in its .json")
+    return Sample(key, image, speech, captions, fields)
+
+
+def _parse_text(key: str, text: bytes) -> str:
+    if len(text) > MAX_RECORD_BYTES:
+        raise ShardError(f"sample '{key}': its .txt has {len(text)} bytes; at most {MAX_RECORD_BYTES} are read")
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ShardError(f"sample '{key}': its .txt is not UTF-8 ({error})") from error
+
+
+def _parse_record(key: str, record: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(_parse_text(key, record))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ShardError(f"sample '{key}': its .json cannot be read ({error})") from error
+    if not isinstance(fields, dict):
+        raise ShardError(f"sample '{key}': its .json holds a {type(fields).__name__}, not an object")
+    return fields
+
+
+def caption_id(caption: str) -> int:
+    """A caption's identity: 63 bits of its hash, the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(caption.encode("utf-8"), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that could not be read or decoded; its slot in the batch has `valid=False`."""
+
+    key: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of one global batch, of one pair kind."""
+
+    kind: str
+    inputs: dict[Modality, dict[str, Tensor]]
+    """Per modality as in clipscale/inputs.py; rows of bad samples are zeros."""
+    captions: list[str]
+    caption_ids: Tensor
+    """int64 [b]: the same caption has the same number everywhere."""
+    keys: list[str]
+    seeds: Tensor
+    """int64 [b]: keys of the augmentation's random numbers, from (seed, source, epoch, sample)."""
+    valid: Tensor
+    """bool [b]: False where a sample could not be read."""
+    bad: list[BadSample] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        inputs = {modality: {name: move(tensor) for name, tensor in tensors.items()} for modality, tensors in self.inputs.items()}
+        return replace(self, inputs=inputs, caption_ids=move(self.caption_ids), seeds=move(self.seeds), valid=move(self.valid))
+
+
+class BadSampleBudget:
+    """How many bad samples a run puts up with before it stops."""
+
+    def __init__(self, *, max_fraction: float = 0.001, max_in_a_row: int = 100) -> None:
+        self.max_fraction = max_fraction
+        self.max_in_a_row = max_in_a_row
+        self.seen = 0
+        self.bad = 0
+        self._in_a_row = 0
+        self._recent: deque[BadSample] = deque(maxlen=10)
+
+    def count(self, valid: list[bool], bad: list[BadSample]) -> None:
+        """Count one batch.
+
+        Raises:
+            ShardError: the budget is spent; the message lists the latest bad samples.
+        """
+        self.seen += len(valid)
+        self.bad += len(bad)
+        self._recent.extend(bad)
+        for good in valid:
+            self._in_a_row = 0 if good else self._in_a_row + 1
+            if self._in_a_row >= self.max_in_a_row:
+                raise ShardError(f"{self._in_a_row} samples in a row could not be read{self._list_recent()}")
+        if self.bad > max(1.0, self.max_fraction * max(self.seen, 10_000)):
+            raise ShardError(
+                f"{self.bad} of {self.seen} samples could not be read; allowed are {self.max_fraction:.2%}{self._list_recent()}"
+            )
+
+    def _list_recent(self) -> str:
+        return "; the latest:" + "".join(f"\n  {item.source}: '{item.key}': {item.reason}" for item in self._recent)

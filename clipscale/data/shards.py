@@ -1,0 +1,275 @@
+"""The shard format: webdataset tars whose parquet sidecars say where every sample lies.
+
+```text
+DATASET/
+  000000.tar       USTAR, plain webdataset: KEY.jpg|png|webp  KEY.flac|wav  KEY.txt  KEY.json, one sample's members together
+  000000.parquet   the sidecar: one row a sample, see tables.SIDECAR; written last, so a shard is whole when it has one
+  index.parquet    one row a shard, see tables.INDEX
+  sizes.json       {"000000.tar": samples}, as open_clip and CLAP read it
+```
+
+The same samples always give the same bytes. `KEY.txt` is the first caption; `KEY.json` holds all `captions` and
+whatever else is known (label, intent, slots, speaker, transcript, ...). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow
+import pyarrow.parquet
+
+from clipscale.data.dataset import DatasetIndex, open_dataset, read_member
+from clipscale.data.media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, image_size, image_suffix, speech_length, speech_suffix
+from clipscale.data.sample import Sample, parse_sample
+from clipscale.data.tables import INDEX, KEY, SIDECAR
+from clipscale.errors import DataError, ShardError
+
+_BLOCK = 512
+_END = 20 * _BLOCK  # tars end with zeros up to a multiple of this
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One whole shard: a row of index.parquet."""
+
+    shard: str
+    samples: int
+    tar_bytes: int
+    sha256: bytes
+    sidecar_sha256: bytes
+    images: int
+    recordings: int
+    captions: int
+    seconds: float
+
+
+class ShardWriter:
+    """Writes `FOLDER/SHARD.tar` and its sidecar; under their final names only when both are whole.
+
+    Use it as a context manager: after `with ShardWriter(folder, "000000") as writer:` the shard stands and
+    `writer.info` is its row for `write_index`; when the body raises, nothing is left.
+    """
+
+    info: ShardInfo
+
+    def __init__(self, folder: Path, shard: str, *, plan: str = "") -> None:
+        """`plan` is any text that says what the shard should hold; `finished_shard` compares it."""
+        if not KEY.fullmatch(shard):
+            raise DataError(f"shard name '{shard}': only letters, digits, _ and - are allowed, at most 80")
+        self._folder, self._shard, self._plan = folder, shard, plan
+        self._temporary = folder / f".{shard}.tar.tmp-{os.getpid()}"
+        self._rows: list[dict[str, Any]] = []
+        self._keys: set[str] = set()
+        self._hash = hashlib.sha256()
+        self._position = 0
+        self._file = self._temporary.open("wb")
+
+    def write(
+        self,
+        key: str,
+        *,
+        captions: Sequence[str],
+        image: bytes | None = None,
+        speech: bytes | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a sample; `captions` are put into its record.
+
+        Raises:
+            DataError: a key that is not allowed or comes twice, no caption, or no medium.
+            ShardError: a medium that is not what the format holds, or whose header is damaged.
+        """
+        self._check(key, captions, image, speech)
+        row = _media_columns(image, speech)
+        fields = {**(record or {}), "captions": list(captions)}
+        members = {
+            "image": (row["image_suffix"], image),
+            "speech": (row["speech_suffix"], speech),
+            "text": ("txt", captions[0].encode()),
+            "record": ("json", json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()),
+        }
+        start, crc32 = self._position, 0
+        for member, (suffix, data) in members.items():
+            if data is not None:
+                crc32 = self._append(f"{key}.{suffix}", data, crc32)
+                row |= {f"{member}_offset": self._position - _padded(len(data)), f"{member}_bytes": len(data)}
+        self._keys.add(key)
+        self._rows.append(
+            {**row, "key": key, "offset": start, "bytes": self._position - start, "crc32": crc32, "captions": len(captions), "status": "ok"}
+        )
+
+    def _check(self, key: str, captions: Sequence[str], image: bytes | None, speech: bytes | None) -> None:
+        if not KEY.fullmatch(key):
+            raise DataError(f"key '{key}': only letters, digits, _ and - are allowed, at most 80")
+        if key in self._keys:
+            raise DataError(f"key '{key}' comes twice in shard {self._shard}")
+        if not captions or not all(caption.strip() for caption in captions):
+            raise DataError(f"sample '{key}' has no caption, or an empty one")
+        if image is None and speech is None:
+            raise DataError(f"sample '{key}' has neither an image nor speech")
+
+    def _append(self, name: str, data: bytes, crc32: int) -> int:
+        header = tarfile.TarInfo(name)
+        header.size, header.mode, header.uname, header.gname = len(data), 0o444, "clipscale", "clipscale"
+        for part in (header.tobuf(tarfile.USTAR_FORMAT), data, b"\0" * (_padded(len(data)) - len(data))):
+            self._put(part)
+            crc32 = zlib.crc32(part, crc32)
+        return crc32
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._position += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        end = self._position + 2 * _BLOCK
+        self._put(b"\0" * (-(-end // _END) * _END - self._position))
+        _sync(self._file.flush, self._file.fileno())
+        sidecar = self._folder / f"{self._shard}.parquet"
+        sidecar.unlink(missing_ok=True)
+        self._temporary.replace(self._folder / f"{self._shard}.tar")
+        about = {"plan": self._plan, "sha256": self._hash.hexdigest(), "bytes": str(self._position)}
+        write_parquet(sidecar, pyarrow.Table.from_pylist(self._rows, schema=SIDECAR.with_metadata(about)))
+        self.info = _info(sidecar)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _media_columns(image: bytes | None, speech: bytes | None) -> dict[str, Any]:
+    row: dict[str, Any] = {name: 0 for name in SIDECAR.names if name.endswith(("_offset", "_bytes"))}
+    row |= {"width": 0, "height": 0, "image_suffix": "", "frames": 0, "sample_rate": 0, "speech_suffix": ""}
+    if image is not None:
+        width, height = image_size(image)
+        row |= {"width": width, "height": height, "image_suffix": image_suffix(image)}
+    if speech is not None:
+        frames, sample_rate = speech_length(speech)
+        row |= {"frames": frames, "sample_rate": sample_rate, "speech_suffix": speech_suffix(speech)}
+    return {**row, "sha256": hashlib.sha256((image or b"") + (speech or b"")).digest()}
+
+
+def finished_shard(folder: Path, shard: str, *, plan: str) -> ShardInfo | None:
+    """The shard when it is whole, undamaged and made for the same plan; else None, and it must be written (again)."""
+    sidecar, tar = folder / f"{shard}.parquet", folder / f"{shard}.tar"
+    try:
+        about = _about(sidecar)
+        if about.get("plan") != plan or about.get("bytes") != str(tar.stat().st_size):
+            return None
+        with tar.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != about.get("sha256"):
+                return None
+        return _info(sidecar)
+    except (OSError, pyarrow.ArrowException):
+        return None
+
+
+def write_index(folder: Path, shards: Sequence[ShardInfo], *, about: Mapping[str, str] | None = None) -> None:
+    """Write `index.parquet` and `sizes.json` over whole shards; `about` is kept in the index's metadata."""
+    table = pyarrow.Table.from_pylist([vars(shard) for shard in shards], schema=INDEX.with_metadata(dict(about or {})))
+    _write_whole(
+        folder / "sizes.json",
+        lambda path: path.write_text(json.dumps({f"{shard.shard}.tar": shard.samples for shard in shards}, indent=1) + "\n"),
+    )
+    write_parquet(folder / "index.parquet", table)
+
+
+def read_about(folder: Path) -> dict[str, str]:
+    """What `write_index` was told about the data set; empty when there is no readable index."""
+    try:
+        return _about(folder / "index.parquet")
+    except (OSError, pyarrow.ArrowException):
+        return {}
+
+
+def write_parquet(path: Path, table: pyarrow.Table) -> None:
+    """Write a parquet file that stands under its name only when it is whole and on disk."""
+    _write_whole(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, compression="zstd"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            _sync(file.flush, file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(flush: Callable[[], None], descriptor: int) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+def _about(path: Path) -> dict[str, str]:
+    metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    return {name.decode(): value.decode() for name, value in metadata.items() if name != b"ARROW:schema"}
+
+
+def _info(sidecar: Path) -> ShardInfo:
+    about, data = _about(sidecar), sidecar.read_bytes()
+    columns = {
+        name: pyarrow.parquet.read_table(sidecar, columns=[name]).column(name).to_pylist()
+        for name in ("status", "width", "frames", "sample_rate", "captions")
+    }
+    good = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True) if row[0] == "ok"]
+    return ShardInfo(
+        shard=sidecar.stem,
+        samples=len(good),
+        tar_bytes=int(about["bytes"]),
+        sha256=bytes.fromhex(about["sha256"]),
+        sidecar_sha256=hashlib.sha256(data).digest(),
+        images=sum(row["width"] > 0 for row in good),
+        recordings=sum(row["frames"] > 0 for row in good),
+        captions=sum(row["captions"] for row in good),
+        seconds=sum(row["frames"] / row["sample_rate"] for row in good if row["frames"]),
+    )
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "INDEX",
+    "KEY",
+    "SIDECAR",
+    "SPEECH_SUFFIXES",
+    "DataError",
+    "DatasetIndex",
+    "Sample",
+    "ShardError",
+    "ShardInfo",
+    "ShardWriter",
+    "finished_shard",
+    "image_size",
+    "image_suffix",
+    "open_dataset",
+    "parse_sample",
+    "read_about",
+    "read_member",
+    "speech_length",
+    "speech_suffix",
+    "write_index",
+    "write_parquet",
+]
