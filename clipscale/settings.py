@@ -11,17 +11,52 @@ import ast
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 
 class Settings(BaseModel):
     """Base of every configuration class: unknown keys and wrong types are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_known_names(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            lines = [_with_suggestion(line, list(cls.model_fields)) for line in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(error.title, lines) from None
+
+
+def _with_suggestion(line: ErrorDetails, known: list[str]) -> InitErrorDetails:
+    """The same error, except that an unknown setting of this very class names the setting it resembles."""
+    message = line["msg"]
+    if line["type"] == "extra_forbidden" and len(line["loc"]) == 1:
+        message = f"there is no such setting{did_you_mean(str(line['loc'][0]), known)}; known: {', '.join(known)}"
+    plain = message.replace("{", "(").replace("}", ")")  # pydantic would read braces as a template
+    return InitErrorDetails(type=PydanticCustomError("setting", plain), loc=line["loc"], input=line["input"])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """', did you mean ...?' when a known name resembles this one, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
 
 
 class Part(Settings):
@@ -70,9 +105,9 @@ def part_summaries(folder: str) -> dict[str, str]:
 
 def _part_files(folder: str) -> list[Path]:
     spec = importlib.util.find_spec(folder)
-    assert spec is not None and spec.submodule_search_locations, f"{folder} is not a package"
-    files = [path for place in spec.submodule_search_locations for path in Path(place).glob("*.py") if not path.stem.startswith("_")]
-    return sorted(files)
+    places = spec.submodule_search_locations if spec is not None else None
+    assert places, f"{folder} is not a package"
+    return sorted(path for place in places for path in Path(place).glob("*.py") if not path.stem.startswith("_"))
 
 
 def part_name(part: type[Part]) -> str:
@@ -86,9 +121,8 @@ def find_part(kind: type[PartKind], name: str) -> type[PartKind]:
     """The part called `name`: a file of the kind's folder, or a dotted module name outside it."""
     known = part_names(kind.folder)
     if "." not in name and name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise PydanticCustomError("part_name", "there is no '{name}' in {folder}; {hint}known: {known}", {"name": name, "folder": kind.folder, "hint": hint, "known": ", ".join(known)})
+        message = f"there is no '{name}' in {kind.folder}{did_you_mean(name, known)}; known: {', '.join(known)}"
+        raise PydanticCustomError("part_name", message)
     module_name = name if "." in name else f"{kind.folder}.{name}"
     try:
         module = importlib.import_module(module_name)
@@ -96,12 +130,9 @@ def find_part(kind: type[PartKind], name: str) -> type[PartKind]:
         if error.name is None or not module_name.startswith(error.name):
             raise
         raise PydanticCustomError("part_name", "module '{name}' cannot be imported: {why}", {"name": name, "why": str(error)}) from None
-    found = [
-        item
-        for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, kind) and not _is_kind(item) and item.__module__ == module.__name__ and not item.__name__.startswith("_")
-    ]
+    parts = [item for item in vars(module).values() if isinstance(item, type) and issubclass(item, kind) and not _is_kind(item)]
+    found = [part for part in parts if part.__module__ == module.__name__ and not part.__name__.startswith("_")]
     if len(found) != 1:
-        names = [item.__name__ for item in found]
-        raise PydanticCustomError("part_name", "module '{name}' must hold exactly one part, it holds {names}", {"name": module_name, "names": names})
+        names = [part.__name__ for part in found]
+        raise PydanticCustomError("part_name", f"module '{module_name}' must hold exactly one part, it holds {names}")
     return found[0]

@@ -1,0 +1,1 @@
+"""Batches far beyond memory: recomputed activations, and gradients cached at the embeddings."""

@@ -1,0 +1,160 @@
+"""The commands: train, eval, report, demo, config, parts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipscale.errors import ClipscaleError, ConfigError
+
+if TYPE_CHECKING:
+    from clipscale.config import Run
+
+app = typer.Typer(
+    name="clipscale",
+    help="Contrastive pretraining of image, speech and text encoders, exact at any scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Layers = Annotated[
+    list[str], typer.Argument(metavar="FILE... [KEY.PATH=VALUE...]", help="YAML files, laid over each other left to right, then overrides.")
+]
+PART_KINDS = {
+    "objectives": "clipscale.objectives",
+    "towers": "clipscale.towers",
+    "sources": "clipscale.data.sources",
+    "engines": "clipscale.engines",
+    "evaluators": "clipscale.evaluators",
+    "rows": "data_tools.rows",
+}
+
+
+@app.command()
+def train(
+    layers: Layers,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Write a checkpoint after this step and end; the same command goes on from it.")
+    ] = None,
+    check_only: Annotated[bool, typer.Option("--check", help="Only check that the run could start: settings, data, run folder.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="With --check: the number of processes it would be launched with.")] = 1,
+) -> None:
+    """Train, from the newest checkpoint if the run folder holds one. Several processes: launch/torchrun.sh train ..."""
+    run = _load(layers)
+    from clipscale import train as training
+
+    if check_only:
+        training.check(run, world=ranks)
+        return
+    from clipscale.parallel.mesh import start, stop
+
+    mesh = start(run.device, timeout_s=run.timeout_s)
+    outcome = training.train(run, mesh, stop_after=stop_after)
+    stop(mesh)
+    if mesh.is_main:
+        print(f"{run.run_folder}: {outcome.ended} at step {outcome.step} of {run.steps}", file=sys.stderr)
+    if outcome.signal is not None:
+        raise typer.Exit(128 + outcome.signal)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest whole checkpoint) or one checkpoint folder.")],
+    layers: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE...] [KEY.PATH=VALUE...]", help="Layers over the run's own settings.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.csv; default: the run folder.")] = None,
+) -> None:
+    """Run the evaluations of a run, or of the files given, on a checkpoint. Several processes: launch/torchrun.sh eval ..."""
+    from clipscale.evaluate import evaluate_checkpoint
+    from clipscale.parallel.mesh import start, stop
+
+    files, overrides = _split(layers or [])
+    mesh = start("auto", timeout_s=600.0)
+    folder = evaluate_checkpoint(checkpoint, mesh, files=files, overrides=overrides, output=output)
+    stop(mesh)
+    if mesh.is_main:
+        _print_table(folder)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a folder that holds an evaluation.json.")]) -> None:
+    """Write one self-contained HTML page of a run: curves, evaluation, examples, settings."""
+    from clipscale.report import write_report
+
+    path = write_report(folder)
+    print(path)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo's data and run folder go.")] = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+) -> None:
+    """Make data, build shards, train on 2 ranks, stop, resume, evaluate and report: the whole system, small."""
+    from clipscale.demo.story import tell
+
+    page = tell(folder, seed=seed)
+    _print_table(page.parent)
+    print(page)
+
+
+@app.command()
+def config(layers: Layers) -> None:
+    """Print the settings that files and overrides come to, every default included."""
+    from clipscale.config import to_yaml
+
+    print(to_yaml(_load(layers)), end="")
+
+
+@app.command()
+def parts(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(PART_KINDS)}.")]) -> None:
+    """List the parts of a kind, with what each one is."""
+    from clipscale.settings import did_you_mean, part_summaries
+
+    if kind not in PART_KINDS:
+        raise ConfigError(f"there is no kind of part '{kind}'{did_you_mean(kind, PART_KINDS)}; known: {', '.join(PART_KINDS)}")
+    summaries = part_summaries(PART_KINDS[kind])
+    width = max(len(name) for name in summaries)
+    for name, summary in summaries.items():
+        print(f"{name:{width}}  {summary}")
+
+
+def _load(layers: list[str]) -> Run:
+    from clipscale.config import load_run
+
+    files, overrides = _split(layers)
+    if not files:
+        raise ConfigError("no configuration file was given, only overrides; see configs/ for some")
+    return load_run(files, overrides)
+
+
+def _split(layers: list[str]) -> tuple[list[str], list[str]]:
+    """Files and overrides; an override has '=' and is no file."""
+    overrides = [layer for layer in layers if "=" in layer and not Path(layer).exists()]
+    return [layer for layer in layers if layer not in overrides], overrides
+
+
+def _print_table(folder: Path) -> None:
+    from rich.console import Console
+
+    from clipscale.report import report_table
+
+    Console().print(report_table(folder))
+
+
+def main() -> Any:
+    """Run a command; errors made for users become one message and their exit code."""
+    try:
+        app()
+    except ClipscaleError as error:
+        if os.environ.get("RANK", "0") == "0":  # every rank raises the same; one says it
+            print(f"clipscale: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.exit(error.exit_code)

@@ -1,0 +1,300 @@
+"""Run: every setting of a training run; and how YAML files and overrides become one.
+
+`clipscale train WHAT.yaml [WHERE.yaml ...] key.path=value ...`: layers are merged left to right by one rule, and
+`extends: other.yaml` inside a file is the same merge. Mappings merge key by key, everything else replaces; a mapping
+whose `name` changes replaces the other whole, because the old part's settings mean nothing to the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from clipscale.contrast.settings import ContrastSettings
+from clipscale.data.augment import ImageAugment, SpeechAugment
+from clipscale.data.sources import Source
+from clipscale.engines import Engine
+from clipscale.errors import ConfigError
+from clipscale.evaluators import Evaluator
+from clipscale.inputs import Modality
+from clipscale.metrics import Logging
+from clipscale.objectives import Objective
+from clipscale.optim import Optimizer, Schedule
+from clipscale.settings import Settings
+from clipscale.towers import Tower
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+class Temperature(Settings):
+    """The learned logit scale s = 1/temperature of one pair kind; always fp32."""
+
+    initial_scale: float = Field(default=1 / 0.07, gt=0)
+    """s at the start; CLIP's 1/0.07 (Radford et al. 2021, arXiv:2103.00020)."""
+    max_scale: float = Field(default=100.0, gt=0)
+    """s is held at or below this."""
+    initial_bias: float | None = None
+    """The learned logit bias at the start, for objectives that use one; none: the objective's own."""
+
+
+class PairKind(Settings):
+    """Which two modalities meet, where their pairs come from, and the loss between them."""
+
+    modalities: tuple[Modality, Modality] = Field(strict=False)
+    """First and second modality, as in `[image, text]`."""
+    sources: dict[str, Source] = Field(min_length=1)
+    """Data sets by a name of your own, mixed by their weights."""
+    objective: Objective
+    global_batch: int = Field(gt=0)
+    """Pairs in one step, over all ranks."""
+    every: int = Field(default=1, gt=0)
+    """Take a global batch of this kind at every n-th step."""
+    loss_weight: float = Field(default=1.0, gt=0)
+    """Factor of this kind's loss in the sum."""
+    temperature: Temperature = Temperature()
+
+
+class Augment(Settings):
+    """Augmentation while training, by modality; keyed by (seed, epoch, sample), so it needs no state."""
+
+    image: ImageAugment | None = None
+    speech: SpeechAugment | None = None
+
+
+class Checkpoints(Settings):
+    """When checkpoints are written and how many are kept. One is always written at the end and before a requested stop."""
+
+    every_steps: int = Field(default=1000, gt=0)
+    keep_last: int = Field(default=3, gt=0)
+    """Older checkpoints are removed once a newer one is whole on disk."""
+
+
+class Run(Settings):
+    """Every setting of a training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder: letters, digits, '.', '_' and '-'."""
+    folder: str = "runs"
+    """The run folder is `folder`/`name`."""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    """Optimizer steps; a step takes one global batch of every pair kind that is due."""
+    embed_dim: int = Field(default=512, gt=0)
+    """Width of the shared embedding space."""
+    towers: dict[Modality, Tower]
+    """One encoder per modality."""
+    pair_kinds: dict[str, PairKind] = Field(min_length=1)
+    contrast: ContrastSettings = ContrastSettings()
+    engine: Engine
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+    evaluations: dict[str, Evaluator] = {}
+    """Evaluations by a name of your own; run by `clipscale eval`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the towers; loss, statistics and temperature are fp32 under both."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Pairs a rank encodes at a time; smaller than its share of the global batch: gradients are cached, and stay exact."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that read and decode, per rank and pair kind; 0: in the training process."""
+    lanes: int | None = Field(default=None, gt=0)
+    """Lanes the data order is cut into; every world size that divides it reads the same batches. None: chosen from the global batch."""
+    max_bad_fraction: float = Field(default=0.001, ge=0, le=1)
+    """Share of unreadable samples that ends the run; so do 100 in a row."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """How long a collective may wait for another rank, seconds."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything this run writes goes."""
+        return Path(self.folder) / self.name
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        mistakes = [*self._tower_mistakes(), *self._kind_mistakes()]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def _tower_mistakes(self) -> list[str]:
+        wrong = [
+            f"towers.{modality}: '{_name_of(tower)}' encodes {tower.modality}, not {modality}"
+            for modality, tower in self.towers.items()
+            if tower.modality != modality
+        ]
+        used = {modality for kind in self.pair_kinds.values() for modality in kind.modalities}
+        unused = [
+            f"towers.{modality}: no pair kind uses it; remove it or add a pair kind" for modality in self.towers if modality not in used
+        ]
+        return wrong + unused
+
+    def _kind_mistakes(self) -> list[str]:
+        mistakes = []
+        for name, kind in self.pair_kinds.items():
+            missing = [modality for modality in kind.modalities if modality not in self.towers]
+            if missing:
+                mistakes.append(f"pair_kinds.{name}: no tower for {' and '.join(missing)}; towers has {', '.join(self.towers)}")
+            if kind.modalities[0] == kind.modalities[1]:
+                mistakes.append(f"pair_kinds.{name}: both modalities are {kind.modalities[0]}; a pair needs two different ones")
+            second = self.towers.get(kind.modalities[1])
+            if "guide" in kind.objective.needs and second is not None and (not second.locked or second.unlocked_blocks):
+                mistakes.append(
+                    f"pair_kinds.{name}: objective '{_name_of(kind.objective)}' takes its weights from the locked tower of the second "
+                    f"modality; set towers.{kind.modalities[1]}.locked: true"
+                )
+            if self.lanes is not None and kind.global_batch % self.lanes:
+                mistakes.append(f"pair_kinds.{name}.global_batch: {kind.global_batch} is not a multiple of lanes = {self.lanes}")
+        return mistakes
+
+    def check_world(self, world: int) -> None:
+        """Refuse a number of ranks that this run cannot be split over.
+
+        Raises:
+            ConfigError: a global batch is not a multiple of the ranks, or the lanes are not; names the nearest that fit.
+        """
+        mistakes = []
+        for name, kind in self.pair_kinds.items():
+            size = kind.global_batch
+            if size % world:
+                nearest = ", ".join(str(fit) for fit in (size // world * world, (size // world + 1) * world) if fit)
+                mistakes.append(
+                    f"pair_kinds.{name}.global_batch {size} is not a multiple of the {world} ranks; nearest that fit: {nearest}"
+                )
+        if self.lanes is not None and self.lanes % world:
+            mistakes.append(f"lanes {self.lanes} is not a multiple of the {world} ranks")
+        self.engine.check_world(world)
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+
+
+def _name_of(part: Tower | Objective) -> str:
+    return str(part.model_dump()["name"])
+
+
+def load_run(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
+    """Read, merge and check YAML files and `key.path=value` overrides.
+
+    Raises:
+        ConfigError: with every mistake found, each with its path.
+    """
+    return validate(Run, read_layers(files, overrides))
+
+
+def read_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The merged mapping of YAML files and overrides, not yet checked."""
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged = merge(merged, read_yaml(Path(file)))
+    for override in overrides:
+        merged = merge(merged, _parse_override(override))
+    return merged
+
+
+def validate(settings: type[AnySettings], data: dict[str, Any]) -> AnySettings:
+    """Check a mapping against a Settings class; all mistakes at once."""
+    try:
+        return settings.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(line) for line in error.errors(include_url=False)]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(f"{count} in the configuration:\n" + "\n".join(lines)) from None
+
+
+def _describe(line: Any) -> str:
+    path = ".".join(str(step) for step in line["loc"])
+    message = line["msg"].removeprefix("Value error, ")
+    found = json.dumps(line["input"], default=str)
+    shown = (
+        f" (found {found})"
+        if not isinstance(line["input"], dict) and "no such setting" not in message and "Field required" not in message
+        else ""
+    )
+    return f"  {path}: {message}{shown}" if path else f"  {message}"
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`; neither is changed."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge_nested(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _merge_nested(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    another_part = "name" in above and above["name"] != below.get("name")
+    return dict(above) if another_part else merge(below, above)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"'{text}' is neither a YAML file nor an override like optimizer.lr=1e-3")
+    nested: Any = _parse_yaml(value, place=f"the override '{text}'")
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def read_yaml(file: Path, *, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """One YAML file with its `extends` resolved; paths in `extends` are relative to the file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, repeats a key or extends itself.
+    """
+    if file.resolve() in seen:
+        raise ConfigError(f"{file}: extends itself by way of {' > '.join(str(path) for path in seen)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    data = _parse_yaml(text, place=str(file))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: a configuration is a mapping of settings; found {type(data).__name__}")
+    parents = data.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, read_yaml(file.parent / parent, seen=(*seen, file.resolve())))
+    return merge(merged, data)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 3e-4 as a number and refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"repeated key {', '.join(repeated)}", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, *, place: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place}: not readable as YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def to_yaml(settings: Settings) -> str:
+    """Settings as YAML that reads back to the same settings."""
+    return str(yaml.safe_dump(settings.model_dump(mode="json", serialize_as_any=True), sort_keys=False, allow_unicode=True, width=120))

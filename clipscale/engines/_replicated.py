@@ -1,0 +1,103 @@
+"""What engines share that keep a whole replica of the weights on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from clipscale.errors import CheckpointError
+from clipscale.model import Encoders, KindOutput, PreparedKinds
+from clipscale.optim import Optimizer
+
+
+class Replica:
+    """A whole model with its optimizer on one device."""
+
+    def __init__(self, model: Encoders, optimizer: Optimizer, device: torch.device, *, precision: str) -> None:
+        self.model = model
+        self.device = device
+        self._precision = precision
+        self._clip_norm = optimizer.clip_norm
+        self._optimizer = optimizer.build(model.named_parameters(), fused=device.type == "cuda")
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def encode(self, kinds: PreparedKinds) -> dict[str, KindOutput]:
+        """Embeddings of every pair kind in one graph, in the run's precision."""
+        with self._autocast():
+            return self._forward(kinds)
+
+    def _forward(self, kinds: PreparedKinds) -> dict[str, KindOutput]:
+        outputs: dict[str, KindOutput] = self.model(kinds)
+        return outputs
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of the loss."""
+        loss.backward()
+
+    def unsynchronised(self) -> AbstractContextManager[None]:
+        """Gradients stay on this rank until the next pass outside; alone there is nothing to hold back."""
+        return nullcontext()
+
+    def step(self, *, lr: float) -> float:
+        """Clip, update the weights, forget the gradients; a norm that is not finite changes nothing."""
+        limit = float("inf") if self._clip_norm is None else self._clip_norm
+        norm = float(nn.utils.clip_grad_norm_(self._trainable, limit))
+        if norm < float("inf"):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """`model`: parameters and buffers by name; `optimizer`: each parameter's state as `name/field`."""
+        optimizer = {
+            f"{name}/{field}": value
+            for name, parameter in self.model.named_parameters()
+            for field, value in self._optimizer.state.get(parameter, {}).items()
+        }
+        return {"model": dict(self.model.state_dict()), "optimizer": optimizer}
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up weights and optimizer state by parameter name."""
+        load_weights(self.model, state["model"])
+        parameters = dict(self.model.named_parameters())
+        self._optimizer.state.clear()
+        for key, value in state["optimizer"].items():
+            name, _, field = key.rpartition("/")
+            if name not in parameters:
+                raise CheckpointError(f"the checkpoint's optimizer holds '{name}', which this model does not have")
+            parameter = parameters[name]
+            place = torch.device("cpu") if value.ndim == 0 and not self._fused() else parameter.device
+            self._optimizer.state[parameter][field] = value.to(place, copy=True)
+
+    def _fused(self) -> bool:
+        return bool(self._optimizer.defaults.get("fused"))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a model whose names and shapes must be the same.
+
+    Raises:
+        CheckpointError: names what is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in own]
+    problems += [
+        f"{name} is {list(weights[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"the checkpoint does not fit the model: {shown}")
+    model.load_state_dict(dict(weights))

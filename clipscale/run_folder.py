@@ -1,0 +1,154 @@
+"""The run folder: claimed by one run at a time, and by one configuration for good.
+
+```text
+runs/NAME/
+  config.yaml        resolved settings: a folder belongs to the run that wrote this first
+  environment.json   versions, commit, device, ranks
+  metrics.jsonl      what the seed determines; timings.jsonl what the machine does; events.jsonl what happened when
+  checkpoints/       clipscale/checkpoint.py
+  evaluation.json    clipscale/evaluate.py         report.html   clipscale/report
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from clipscale.config import Run, to_yaml
+from clipscale.errors import RunFolderError
+
+_MAY_CHANGE = frozenset(
+    {
+        "folder",
+        "checkpoints",
+        "contrast",
+        "device",
+        "engine",
+        "evaluations",
+        "logging",
+        "max_bad_fraction",
+        "micro_batch",
+        "timeout_s",
+        "workers",
+    }
+)
+"""Settings that change how a run is carried out, not what it computes (beyond rounding): a resume may change them."""
+_PACKAGES = ("clipscale", "torch", "torchvision", "open_clip_torch", "transformers", "webdataset", "numpy", "pyarrow", "fsspec")
+
+
+def check(run: Run, *, needed_bytes: int = 0) -> None:
+    """Refuse a run folder that holds another run, cannot be written or has no room; writes nothing.
+
+    Raises:
+        RunFolderError: says what differs, or how many bytes are missing.
+    """
+    folder = run.run_folder
+    config = folder / "config.yaml"
+    if config.exists() and (differs := _difference(yaml.safe_load(config.read_text()), yaml.safe_load(to_yaml(run)))):
+        raise RunFolderError(f"{folder} holds another run:\n{differs}\ngive this one another name (name=...), or remove the folder")
+    if not config.exists() and folder.is_dir() and any(folder.iterdir()):
+        raise RunFolderError(f"{folder} is not empty and holds no config.yaml: not a run folder; give the run another name or folder")
+    place = _existing_parent(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunFolderError(f"{folder} cannot be written: {place} is no writable folder")
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise RunFolderError(
+            f"{folder}: the checkpoints need about {needed_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
+            "make room, or lower checkpoints.keep_last"
+        )
+
+
+def _existing_parent(folder: Path) -> Path:
+    return next(place for place in [folder, *folder.absolute().parents] if place.exists())
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What would make it another run; settings of how and where it runs may change when it resumes."""
+    names = [name for name in {**old, **new} if name not in _MAY_CHANGE and old.get(name) != new.get(name)]
+    return "\n".join(f"  {line}" for name in names for line in _describe(name, old.get(name), new.get(name)))
+
+
+def _describe(path: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+            for line in _describe(f"{path}.{key}", old.get(key), new.get(key))
+        ]
+    return [f"{path} is {old} there, {new} here"]
+
+
+def claim(run: Run) -> IO[str]:
+    """Make the folder and hold it: the returned file is locked until this process ends.
+
+    Raises:
+        RunFolderError: another process is writing this run.
+    """
+    folder = run.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise RunFolderError(f"another process is writing {folder}; wait for it to end, or give this run another name") from None
+    _write_whole(folder / "config.yaml", to_yaml(run))
+    return lock
+
+
+def write_environment(folder: Path, *, seed: int, device: str, world: int, command: list[str]) -> None:
+    """Record versions, commit, device and ranks of the process that first starts the run."""
+    record = {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        **_commit(),
+        "seed": seed,
+        "device": device,
+        "world": world,
+        "command": command,
+        "started": now(),
+    }
+    _write_whole(folder / "environment.json", json.dumps(record, indent=1))
+
+
+def now() -> str:
+    """The time, UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> dict[str, Any]:
+    """The commit this code was checked out at, when it was."""
+    place = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(place), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_suffix(".partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,357 @@
+"""The training loop, in the order it happens.
+
+A step takes one global batch of every pair kind that is due, encodes them in one graph, takes each kind's exact loss over
+all ranks, and updates the weights once. What a step does depends only on (settings, seed, step, world): the random
+state is seeded from (seed, step, rank), the data from (seed, batches taken), so a resumed run repeats the run nobody stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Literal
+
+import torch
+from torch import Tensor
+
+from clipscale import checkpoint, errors, run_folder
+from clipscale.config import PairKind, Run, to_yaml
+from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
+from clipscale.data.sample import BadSample, BadSampleBudget, Batch
+from clipscale.data.stream import check_sources, recipe_hash, training_batches
+from clipscale.engines import Trainable
+from clipscale.errors import CheckpointError, ClipscaleError, NonFiniteLoss
+from clipscale.memory.grad_cache import cached_backward
+from clipscale.metrics import JsonLines, flatten, open_loggers
+from clipscale.model import Encoders, KindOutput, PairKindModel, PreparedKinds, build_encoders, prepare
+from clipscale.parallel.mesh import Mesh
+from clipscale.progress import Progress
+from clipscale.signals import StopSignals
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    ended: Literal["finished", "stopped", "already finished"]
+    step: int
+    signal: int | None = None
+    """The signal that stopped it, if one did."""
+
+
+def check(run: Run, *, world: int) -> None:
+    """Everything that can be known to be wrong before work starts; writes nothing.
+
+    Raises:
+        RequestError: says what was asked, what was found and what to do.
+    """
+    run.check_world(world)
+    for name, kind in run.pair_kinds.items():
+        check_sources(kind.sources, name, kind.modalities)
+    run_folder.check(run)
+
+
+def build_model(run: Run) -> Encoders:
+    """The run's encoders, freshly initialised from its seed."""
+    kinds = {
+        name: PairKindModel(
+            modalities=kind.modalities,
+            init_scale=kind.temperature.initial_scale,
+            max_scale=kind.temperature.max_scale,
+            init_bias=kind.temperature.initial_bias if kind.temperature.initial_bias is not None else kind.objective.init_bias,
+        )
+        for name, kind in run.pair_kinds.items()
+    }
+    return build_encoders(run.towers, embed_dim=run.embed_dim, pair_kinds=kinds, seed=run.seed)
+
+
+def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
+    """Train from the newest checkpoint, or from the start, to the last step or `stop_after`.
+
+    Raises:
+        RequestError: on every rank alike, before anything is written.
+        RunError: the run failed; the last checkpoint is whole.
+    """
+    _agree(run, mesh)
+    training = _Training(run, mesh)
+    try:
+        return training.run_to(min(run.steps, stop_after or run.steps))
+    finally:
+        training.close()
+
+
+def _agree(run: Run, mesh: Mesh) -> None:
+    """Check on every rank and refuse on all of them, so that none waits for one that left."""
+    problem: ClipscaleError | None = None
+    try:
+        check(run, world=mesh.world)
+    except ClipscaleError as error:
+        problem = error
+    _raise_together(mesh, problem)
+
+
+def _raise_together(mesh: Mesh, problem: ClipscaleError | None) -> None:
+    """Raise on every rank what any of them met; nothing when none met anything."""
+    met = mesh.gather_objects(None if problem is None else [type(problem).__name__, str(problem)])
+    ranks = [rank for rank, item in enumerate(met) if item is not None]
+    if ranks:
+        kind, text = met[ranks[0]]
+        where = "" if len(ranks) == mesh.world or ranks == [0] else f" (met on rank {', '.join(map(str, ranks))} of {mesh.world})"
+        raise getattr(errors, kind)(text + where)
+
+
+class _Training:
+    """A run in progress: model, data, and the files it writes."""
+
+    def __init__(self, run: Run, mesh: Mesh) -> None:
+        self.run, self.mesh = run, mesh
+        torch.manual_seed(run.seed)
+        model = build_model(run)
+        self.lock = self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
+        self.recipe = {name: recipe_hash(kind.sources, seed=run.seed, lanes=run.lanes) for name, kind in run.pair_kinds.items()}
+        steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
+        self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
+        self.step = self._resume()
+        self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
+        self.signals = StopSignals()
+        self.streams = {name: self._stream(name, kind) for name, kind in run.pair_kinds.items()}
+        self._open_files()
+
+    # --- start -------------------------------------------------------------------------------------------------
+
+    def _claim_folder(self, *, needed_bytes: int) -> IO[str] | None:
+        """The first thing that is written; by rank 0, for all."""
+        problem, lock = None, None
+        if self.mesh.is_main:
+            try:
+                run_folder.check(self.run, needed_bytes=needed_bytes)
+                lock = run_folder.claim(self.run)
+            except ClipscaleError as error:
+                problem = error
+        _raise_together(self.mesh, problem)
+        return lock
+
+    def _resume(self) -> int:
+        """Take up the newest whole checkpoint; the step it was written at, 0 when there is none."""
+        newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
+        for line in damaged:
+            print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
+        name = self.mesh.gather_objects(newest.name if newest else None)[0]
+        if name is None:
+            return 0
+        saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
+        if saved.state["data"] != self.recipe:
+            raise CheckpointError(
+                f"{saved.folder} was trained on other data than the sources now hold; name a new run, or restore the data"
+            )
+        self.trainable.load(saved.tensors)
+        return saved.step
+
+    def _stream(self, name: str, kind: PairKind) -> Iterator[Batch]:
+        return training_batches(
+            kind.sources,
+            kind=name,
+            modalities=kind.modalities,
+            inputs=self.trainable.model.inputs(),
+            global_batch=kind.global_batch,
+            seed=self.run.seed,
+            rank=self.mesh.rank,
+            world=self.mesh.world,
+            workers=self.run.workers,
+            start_batch=math.ceil(self.step / kind.every),
+            lanes=self.run.lanes,
+        )
+
+    def _open_files(self) -> None:
+        """Rank 0 writes; lines of steps after the checkpoint are cut off, so that the files are those of one run."""
+        self.files: dict[str, JsonLines] = {}
+        self.loggers = []
+        if not self.mesh.is_main:
+            return
+        run, folder = self.run, self.run.run_folder
+        if not (folder / "environment.json").exists():
+            run_folder.write_environment(folder, seed=run.seed, device=str(self.mesh.device), world=self.mesh.world, command=sys.argv)
+        for name in ("metrics", "timings", "events", "bad_samples"):
+            self.files[name] = JsonLines(folder / f"{name}.jsonl", keep_through_step=self.step)
+        settings = run.model_dump(mode="json", serialize_as_any=True)
+        (folder / "config.json").write_text(json.dumps(settings, indent=1))
+        self.loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=self.step + 1)
+        if self.step < run.steps:
+            self._event("resumed" if self.step else "started")
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+
+    def run_to(self, last_step: int) -> Outcome:
+        """Steps until `last_step`, a signal, or the end."""
+        if self.step >= self.run.steps:
+            return Outcome("already finished", self.step)
+        with Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress:
+            while self.step < last_step:
+                started = time.perf_counter()
+                self.step += 1
+                batches, waited = self._next_batches(), time.perf_counter() - started
+                record = self._train_step(batches)
+                seconds = time.perf_counter() - started
+                stop = self._agree_on_stop(batches)
+                self._write(record, seconds=seconds, waited=waited)
+                progress.show(record, seconds=seconds, waited=waited)
+                if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
+                    self._save()
+                if stop:
+                    self._event("stopped", detail=f"signal {stop}")
+                    return Outcome("stopped", self.step, signal=stop)
+        finished = self.step == self.run.steps
+        self._event("finished" if finished else "stopped", detail="" if finished else "as asked by --stop-after")
+        return Outcome("finished" if finished else "stopped", self.step)
+
+    def _next_batches(self) -> dict[str, Batch]:
+        due = [name for name, kind in self.run.pair_kinds.items() if (self.step - 1) % kind.every == 0]
+        return {name: next(self.streams[name]).to(self.mesh.device) for name in due}
+
+    def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
+        """One update of the weights; returns the step's line in metrics.jsonl."""
+        run = self.run
+        lr = run.optimizer.lr * run.schedule.fraction(self.step, steps=run.steps)
+        kinds = self._prepare(batches)
+
+        def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
+            losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
+            total = torch.stack([run.pair_kinds[name].loss_weight * loss.loss for name, (_, loss) in losses.items()]).sum()
+            if not math.isfinite(float(total)):
+                raise NonFiniteLoss(
+                    f"the loss is {float(total)} at step {self.step}; the last checkpoint is from before: lower the learning rate"
+                )
+            return total, losses
+
+        if run.micro_batch is None:
+            self._seed(0)
+            total, losses = contrast(self.trainable.encode(kinds))
+            self.trainable.backward(total)
+        else:
+            losses = cached_backward(self.trainable, kinds, contrast, micro_batch=run.micro_batch, seed=self._seed)
+        norm = self.trainable.step(lr=lr)
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step}; the weights were not changed: lower the learning rate")
+        return self._record(losses, lr=lr, norm=norm)
+
+    def _prepare(self, batches: dict[str, Batch]) -> PreparedKinds:
+        """Augment, normalise and log-mel on the device."""
+        inputs = self.trainable.model.inputs()
+        augments = {"image": self.run.augment.image, "speech": self.run.augment.speech}
+        return {
+            name: {
+                modality: prepare(modality, inputs[modality], tensors, augment=augments.get(modality), seeds=batch.seeds)
+                for modality, tensors in batch.inputs.items()
+            }
+            for name, batch in batches.items()
+        }
+
+    def _contrast(self, name: str, output: KindOutput, batch: Batch) -> ContrastOutput:
+        """The exact loss of one pair kind over the valid pairs of all ranks."""
+
+        def valid(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None or not batch.bad else tensor[batch.valid]
+
+        x, y, ids = valid(output.x), valid(output.y), valid(batch.caption_ids)
+        assert x is not None
+        assert y is not None
+        pairs = Pairs(x=x, y=y, guide_x=valid(output.guide_x), guide_y=valid(output.guide_y), ids=ids)
+        objective = self.run.pair_kinds[name].objective
+        return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.mesh)
+
+    def _seed(self, micro_batch: int) -> None:
+        """The random state of this step: dropout and its kin depend on nothing else."""
+        torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.mesh.rank * 4_099 + micro_batch)
+
+    def _agree_on_stop(self, batches: dict[str, Batch]) -> int:
+        """The signal any rank received, 0 for none; and one account of bad samples on all ranks."""
+        local = torch.tensor([float(sum(len(batch.bad) for batch in batches.values()))], dtype=torch.float64, device=self.mesh.device)
+        any_bad = float(self.mesh.all_reduce_sum(local)) > 0
+        for name, batch in batches.items():
+            size = self.run.pair_kinds[name].global_batch
+            if not any_bad:
+                self.budget.count([True] * size, [])
+                continue
+            parts = self.mesh.gather_objects([batch.valid.tolist(), [[bad.key, bad.source, bad.reason] for bad in batch.bad]])
+            bad = [BadSample(*fields) for _, rows in parts for fields in rows]
+            for item in bad if self.mesh.is_main else []:
+                self.files["bad_samples"].write(
+                    {"step": self.step, "kind": name, "source": item.source, "key": item.key, "reason": item.reason}
+                )
+            self.budget.count([good for valid, _ in parts for good in valid], bad)
+        return self.mesh.all_reduce_max(self.signals.received)
+
+    # --- what it leaves ----------------------------------------------------------------------------------------
+
+    def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, norm: float) -> dict[str, object]:
+        kinds: dict[str, dict[str, float]] = {}
+        for name, (output, result) in losses.items():
+            bias = {} if output.bias is None else {"bias": float(output.bias)}
+            metrics = {key: float(value) for key, value in result.metrics.items()}
+            kinds[name] = {"loss": float(result.loss), "scale": float(output.scale), **bias, **metrics}
+        total = math.fsum(self.run.pair_kinds[name].loss_weight * kind["loss"] for name, kind in kinds.items())
+        samples = sum(math.ceil(self.step / kind.every) * kind.global_batch for kind in self.run.pair_kinds.values())
+        return {
+            "step": self.step,
+            "samples": samples,
+            "lr": lr,
+            "grad_norm": norm,
+            "loss": total,
+            "bad_samples": self.budget.bad,
+            "kinds": kinds,
+        }
+
+    def _write(self, record: dict[str, object], *, seconds: float, waited: float) -> None:
+        if not self.mesh.is_main:
+            return
+        kinds = record["kinds"]
+        assert isinstance(kinds, dict)
+        samples = sum(self.run.pair_kinds[name].global_batch for name in kinds)
+        timing = {"step": self.step, "seconds": seconds, "samples_per_second": samples / seconds, "data_wait_seconds": waited}
+        if self.mesh.device.type == "cuda":
+            timing["memory_bytes"] = torch.cuda.max_memory_allocated(self.mesh.device)
+        self.files["metrics"].write(record)
+        self.files["timings"].write(timing)
+        for logger in self.loggers:
+            logger.write(self.step, {**flatten(record), **flatten(timing, prefix="timing/")})
+
+    def _event(self, event: str, *, detail: str = "") -> None:
+        if self.mesh.is_main:
+            self.files["events"].write({"event": event, "step": self.step, "time": run_folder.now(), "detail": detail})
+
+    def _save(self) -> None:
+        """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
+        problem = None
+        if self.mesh.is_main:
+            folder = self.run.run_folder / "checkpoints"
+            state = {
+                "data": self.recipe,
+                "batches": {name: math.ceil(self.step / kind.every) for name, kind in self.run.pair_kinds.items()},
+                "seed": self.run.seed,
+                "world": self.mesh.world,
+            }
+            try:
+                checkpoint.save(folder, step=self.step, tensors=self.trainable.state(), state=state, config=to_yaml(self.run))
+                checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
+                self._event("checkpoint")
+            except ClipscaleError as error:
+                problem = error
+        _raise_together(self.mesh, problem)
+
+    def close(self) -> None:
+        """Close files and streams; the folder is free for the next process."""
+        for file in self.files.values():
+            file.close()
+        for logger in self.loggers:
+            logger.close()
+        if self.lock is not None:
+            self.lock.close()
+
+
+def _checkpoint_bytes(model: Encoders) -> int:
+    """Weights, and two moments of what trains, in fp32."""
+    return sum(parameter.numel() * (12 if parameter.requires_grad else 4) for parameter in model.parameters())
