@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipscale.inputs import Input, Modality
 from clipscale.settings import Part
@@ -26,6 +26,12 @@ class Tower(Part, ABC):
     """With `locked`: train the last n blocks, and whatever stands after them, all the same."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
+
+    @model_validator(mode="after")
+    def _unlocking_needs_a_lock(self) -> Self:
+        if self.unlocked_blocks and not self.locked:
+            raise ValueError("unlocked_blocks needs `locked: true`: it says what a locked tower trains all the same")
+        return self
 
     @abstractmethod
     def build(self) -> TowerModule:

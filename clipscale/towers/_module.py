@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 from torch import Tensor, nn
 
+from clipscale.errors import RequestError
 from clipscale.inputs import Input
 
 
@@ -14,6 +17,8 @@ class TowerModule(nn.Module):
     """Width of the features, before the model's projection into the shared space."""
     input: Input
     """What `forward` must be fed."""
+    locked: Literal["no", "partly", "wholly"] = "no"
+    """How much of the tower `lock` has locked."""
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks from input to output: units of recomputation, sharding and unlocking."""
@@ -26,3 +31,41 @@ class TowerModule(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Prepared inputs of b samples to features [b, embed_dim], not normalised."""
         raise NotImplementedError
+
+    def lock(self, *, unlocked_blocks: int) -> None:
+        """Train nothing, or only the last blocks and what stands after them.
+
+        Raises:
+            RequestError: there are fewer blocks.
+        """
+        blocks = self.blocks()
+        if unlocked_blocks > len(blocks):
+            raise RequestError(f"unlocked_blocks {unlocked_blocks} is more than the {len(blocks)} blocks of this tower")
+        last = [*blocks[len(blocks) - unlocked_blocks :], *self.after_blocks()] if unlocked_blocks else []
+        trainable = {parameter for part in last for parameter in _parameters(part) if parameter.requires_grad}
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter in trainable)
+        self.locked = "partly" if trainable else "wholly"
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what trains; what is locked stays as in evaluation: no dropout, batch statistics as stored."""
+        super().train(mode)
+        if self.locked != "no":
+            _evaluate_locked(self)
+        return self
+
+
+def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
+def _evaluate_locked(module: nn.Module) -> None:
+    """Evaluation mode for every module without trainable parameters, except inside one that trains wholly."""
+    trains = [parameter.requires_grad for parameter in module.parameters()]
+    if not any(trains):
+        for child in module.modules():
+            child.training = False
+    elif not all(trains):
+        for child in module.children():
+            _evaluate_locked(child)
