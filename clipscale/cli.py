@@ -94,13 +94,13 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a folde
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the demo's data and run folder go.")] = Path("runs"),
+    name: Annotated[str, typer.Option(help="The run's name; another name trains afresh on the same data.")] = "demo",
     seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
 ) -> None:
     """Make data, build shards, train on 2 ranks, stop, resume, evaluate and report: the whole system, small."""
     from clipscale.demo.story import tell
 
-    page = tell(folder, seed=seed)
+    page = tell(name=name, seed=seed)
     _print_table(page.parent)
     print(page)
 

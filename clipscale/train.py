@@ -189,6 +189,8 @@ class _Training:
         """Steps until `last_step`, a signal, or the end."""
         if self.step >= self.run.steps:
             return Outcome("already finished", self.step)
+        if self.step >= last_step:
+            return Outcome("stopped", self.step)
         with Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress:
             while self.step < last_step:
                 started = time.perf_counter()

