@@ -1,0 +1,68 @@
+"""JSONL: a JSON object a line (or one JSON list of objects), a sample each; a caption may be a text or a list of texts.
+
+Also the manifests of NeMo and others: {"audio_filepath": "a.wav", "text": "...", "duration": 1.2}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipscale.errors import DataError
+from data_tools.rows._columns import ColumnRows
+
+_HEAD = 1 << 20
+
+
+class Jsonl(ColumnRows):
+    """A file with a JSON object a line."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        return path.is_file() and (path.suffix.lower() in (".jsonl", ".ndjson", ".manifest") or _holds_objects(path))
+
+    def lines(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        with self.input.open(encoding="utf-8-sig") as file:
+            try:
+                if _is_list(file.read(_HEAD)):
+                    yield from self._list()
+                    return
+                file.seek(0)
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, _values(line)
+            except UnicodeDecodeError as error:
+                raise DataError(f"input {self.input}: not UTF-8 ({error}); convert it with iconv") from error
+
+    def _list(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        """Items of a file that is one JSON list, counted from 1."""
+        try:
+            items = json.loads(self.input.read_text("utf-8-sig"), parse_constant=lambda _: None)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"input {self.input}: it cannot be read as JSON ({error})") from error
+        for number, item in enumerate(items, start=1):
+            yield number, item if isinstance(item, dict) else f"a JSON {type(item).__name__}, not an object"
+
+
+def _is_list(head: str) -> bool:
+    return head.lstrip().startswith("[")
+
+
+def _holds_objects(path: Path) -> bool:
+    """Whether a .json file is a list, or holds an object on its first line already, as NeMo's manifests do."""
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(_HEAD)
+        more = file.readline(_HEAD)
+    return _is_list(first + more) or (isinstance(_values(first), dict) and isinstance(_values(more), dict))
+
+
+def _values(line: str) -> dict[str, Any] | str:
+    try:
+        values = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return values if isinstance(values, dict) else f"a JSON {type(values).__name__}, not an object"
