@@ -96,7 +96,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose sums are right, and what was wrong with each newer one."""
-    damaged = []
+    damaged: list[str] = []
     for path in list_checkpoints(folder):
         problem = verify(path)
         if problem is None:
