@@ -59,9 +59,18 @@ def image_size(data: bytes) -> tuple[int, int]:
         width, height = _jpeg_size(data) if suffix == "jpg" else _pillow_size(data)
     except Exception as error:
         raise ShardError(f"damaged {suffix} header: {error}") from error
+    check_size(width, height)
+    return width, height
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse pictures that would take too much memory once decoded.
+
+    Raises:
+        ShardError: the picture is too large.
+    """
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ShardError(f"the picture is {width}×{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are decoded")
-    return width, height
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

@@ -1,0 +1,58 @@
+"""Sources: where samples come from, one file each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from clipscale.data.sample import Sample
+from clipscale.errors import ShardError
+from clipscale.settings import Part
+
+
+class OpenSource(Protocol):
+    """A source, opened: how many samples each of its shards has, and their bytes. Used from forked workers too."""
+
+    url: str
+    samples: np.ndarray
+    """Usable samples of each shard, int64."""
+    totals: dict[str, float]
+    """Over all shards: `samples`, and how many of them have an image (`images`) and speech (`recordings`)."""
+    fingerprint: str
+    """Changes when any byte of the data does."""
+
+    def read(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
+        """The samples at these places of a shard; the error in place of one that cannot be read.
+
+        Raises:
+            ShardError: nothing of the shard can be read.
+        """
+        ...
+
+
+class Source(Part, ABC):
+    """A data set and its share of the training rows."""
+
+    folder: ClassVar[str] = "clipscale.data.sources"
+
+    url: str
+    """Folder of the data set, local or at an fsspec address such as s3://bucket/folder."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows, relative to the other sources of the pair kind; more than its share of samples means more epochs."""
+    cache_decoded: bool = False
+    """Keep decoded samples in memory, in each process that reads them; for small data sets that are gone through many times."""
+
+    @abstractmethod
+    def open(self) -> OpenSource:
+        """Check that all of the data set is there, and open it.
+
+        Raises:
+            DataError: it is missing, incomplete or empty.
+        """
+
+
+__all__ = ["OpenSource", "Source"]
