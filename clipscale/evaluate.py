@@ -1,0 +1,165 @@
+"""Evaluate: put a checkpoint to every question of its configuration and write down what came back.
+
+`evaluation.json` holds one `Evaluation` (clipscale/evaluators) by the name it has in the configuration, and
+`evaluation.csv` one line a figure. Neither holds a time, so the same checkpoint and data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipscale import checkpoint
+from clipscale.config import Run, merge, read_layers, read_yaml, validate
+from clipscale.engines._replicated import load_weights
+from clipscale.errors import ConfigError, DataError, RunFolderError
+from clipscale.evaluators import Evaluation, Evaluator
+from clipscale.inputs import Modality
+from clipscale.parallel.failures import raised_together
+from clipscale.run_model import build_model
+
+if TYPE_CHECKING:
+    from clipscale.model import Encoders
+    from clipscale.parallel.mesh import Mesh
+
+_COLUMNS = ("evaluation", "kind", "figure", "value", "n", "hits", "low", "high", "interval", "chance", "unit")
+
+
+def check(evaluators: Mapping[str, Evaluator], modalities: Sequence[Modality]) -> None:
+    """Everything that can be known to be wrong before a sample is read.
+
+    Raises:
+        RequestError: no evaluator, one that needs a tower the model lacks, or data that is not there; all of them in one message.
+    """
+    if not evaluators:
+        raise ConfigError("nothing to evaluate: `evaluations` is empty; add one to the run's settings, or give a file with some")
+    problems = []
+    for name, evaluator in evaluators.items():
+        missing = sorted(evaluator.modalities() - set(modalities))
+        if missing:
+            problems.append(f"evaluations.{name} needs a tower for {' and '.join(missing)}; the model encodes {', '.join(modalities)}")
+        try:
+            evaluator.check()
+        except DataError as error:
+            problems.append(f"evaluations.{name}: {error}")
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def evaluate(
+    evaluators: Mapping[str, Evaluator], model: Encoders, mesh: Mesh, *, folder: Path, provenance: Mapping[str, Any]
+) -> dict[str, Evaluation]:
+    """Run every evaluator on all ranks, and write evaluation.json and evaluation.csv into `folder`.
+
+    Args:
+        provenance: What is known of the model (checkpoint, step, hash); goes into every evaluation.
+
+    Raises:
+        RequestError: what `check` refuses, or records that lack a field; nothing is written.
+        RunError: a sample cannot be read, or an embedding is not finite; nothing is written.
+    """
+    with raised_together(mesh):
+        check(evaluators, model.modalities)
+        _check_writable(folder)
+    results: dict[str, Evaluation] = {}
+    for name, evaluator in evaluators.items():
+        result = evaluator.evaluate(model, mesh)
+        results[name] = replace(result, name=name, provenance={**provenance, **result.provenance})
+    with raised_together(mesh):
+        if mesh.is_main:
+            write(folder, results)
+    return results
+
+
+def evaluate_checkpoint(path: Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None) -> Path:
+    """Evaluate a run's newest whole checkpoint, or one checkpoint folder; returns the folder that was written into.
+
+    Args:
+        files: Layers over the run's own settings, as `overrides` are; their `evaluations` replace the run's.
+        output: Where to write; None: the run folder.
+
+    Raises:
+        RequestError: there is no such checkpoint, or the evaluations cannot be served.
+        RunError: as `evaluate`.
+    """
+    with raised_together(mesh):
+        found = str(_find_checkpoint(path)) if mesh.is_main else ""
+    folder = Path(mesh.gather_objects(found)[0])  # rank 0's answer: training may be writing the next one
+    with raised_together(mesh):
+        saved = checkpoint.load(folder)
+        run = _settings(folder / "config.yaml", files, overrides)
+        check(run.evaluations, list(run.towers))
+        model = build_model(run)
+        load_weights(model, saved.tensors["model"])
+    provenance = {"checkpoint": folder.name, "checkpoint_sha256": saved.sha256, "step": saved.step}
+    written = output or folder.parent.parent
+    evaluate(run.evaluations, model.to(mesh.device), mesh, folder=written, provenance=provenance)
+    return written
+
+
+def write(folder: Path, results: Mapping[str, Evaluation]) -> None:
+    """Write evaluation.json and evaluation.csv; each stands under its name only when it is whole on disk.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+    table = io.StringIO()
+    lines = csv.writer(table, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    for name, result in results.items():
+        for figure in result.figures:
+            values = asdict(figure)
+            lines.writerow([name, result.kind, figure.name, *(values[column] for column in _COLUMNS[3:])])
+    texts = {
+        "evaluation.json": json.dumps({name: result.to_json() for name, result in results.items()}, indent=1, ensure_ascii=False) + "\n",
+        "evaluation.csv": table.getvalue(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _write_whole(folder / name, text)
+    except OSError as error:
+        raise RunFolderError(f"the evaluation cannot be written into {folder}: {error}") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before minutes of work, not after."""
+    place = next(place for place in [folder.absolute(), *folder.absolute().parents] if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunFolderError(f"the evaluation cannot be written into {folder}: {place} is no writable folder")
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if (path / "manifest.json").is_file():
+        return path
+    newest, damaged = checkpoint.find_newest(path / "checkpoints")
+    if newest is None:
+        found = "; ".join(damaged) or "it has no manifest.json and no checkpoints/step-... in it"
+        raise RunFolderError(f"{path} is neither a run folder with a whole checkpoint nor a checkpoint: {found}")
+    for line in damaged:
+        print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
+    return newest
+
+
+def _settings(saved: Path, files: Sequence[Path], overrides: Sequence[str]) -> Run:
+    """The run's settings with layers over them; evaluations that the files name are evaluated instead of the run's."""
+    own, layers = read_yaml(saved), read_layers(files)
+    if "evaluations" in layers:
+        own["evaluations"] = {}
+    return validate(Run, merge(merge(own, layers), read_layers([], overrides)))
