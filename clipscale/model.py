@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clipscale.data.images import ImageAugment, prepare_images
+from clipscale.data.speech import SpeechAugment, prepare_speech
 from clipscale.errors import RequestError
 from clipscale.inputs import ImageInput, Input, Modality, SpeechInput
 from clipscale.towers import Tower
@@ -23,9 +25,6 @@ from clipscale.towers._feature_cache import FeatureCache
 from clipscale.towers._module import TowerModule
 from clipscale.towers._recompute import recompute_blocks
 from clipscale.towers._text_tower import TextTower
-
-if TYPE_CHECKING:
-    from clipscale.data.augment import ImageAugment, SpeechAugment
 
 Prepared = dict[str, Tensor]
 """What one tower is fed: see the table in clipscale/inputs.py."""
@@ -220,11 +219,10 @@ def prepare(
     Args:
         augment: For training only; the random numbers are keyed by `seeds` [b].
     """
-    from clipscale.data.images import prepare_images
-    from clipscale.data.speech import prepare_speech
-
-    if modality == "image":
-        return {"pixels": prepare_images(inputs["pixels"], spec, augment, seeds)}
-    if modality == "speech":
+    if isinstance(spec, ImageInput):
+        assert not isinstance(augment, SpeechAugment), f"{modality} is augmented by ImageAugment"
+        return prepare_images(inputs["pixels"], spec, augment, seeds)
+    if isinstance(spec, SpeechInput):
+        assert not isinstance(augment, ImageAugment), f"{modality} is augmented by SpeechAugment"
         return prepare_speech(inputs, spec, augment, seeds)
     return inputs

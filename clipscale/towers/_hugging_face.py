@@ -1,4 +1,4 @@
-"""What the towers made of transformers models share: finding them, loading them whole, finding their blocks."""
+"""What the towers made of transformers models share: finding them and loading them whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from clipscale.errors import MissingPackage, RequestError
 
@@ -112,6 +111,15 @@ def load_tokenizer(tokenizer: str) -> Any:
     return loaded
 
 
+def normalises_waveform(model: str) -> bool:
+    """Whether a pretrained model's own files ask for recordings of zero mean and unit variance; yes when there are no such files."""
+    try:
+        with _quiet():
+            return bool(getattr(transformers.AutoFeatureExtractor.from_pretrained(locate(model)), "do_normalize", True))
+    except OSError:
+        return True
+
+
 def _first_lines(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -129,26 +137,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
-
-
-FINAL_NORMS = {"final_layer_norm", "final_norm", "final_layernorm", "ln_f", "norm"}
-"""Names under which some architectures register the last norm before their blocks."""
-
-
-def block_list(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
-    """A model's repeated blocks, and the modules that stand after them.
-
-    The blocks are the module list with the most parameters; after them comes what its ancestors registered later.
-    """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not lists:
-        return [], []
-    path, blocks = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
-    after: list[nn.Module | nn.Parameter] = []
-    ancestor = model
-    for step in path.split("."):
-        children = dict(ancestor.named_children())
-        later = list(children)[list(children).index(step) + 1 :]
-        after += [child for name, child in children.items() if name != step and (name in later or name in FINAL_NORMS)]
-        ancestor = children[step]
-    return list(blocks), after

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from clipscale.errors import RequestError
 from clipscale.inputs import TextInput
-from clipscale.towers._hugging_face import block_list, load_model, load_tokenizer, random_model
+from clipscale.towers._blocks import largest_block_list, standing_after
+from clipscale.towers._hugging_face import load_model, load_tokenizer, random_model
 from clipscale.towers._module import TowerModule
 from clipscale.towers._text_tower import TextTower
 from clipscale.towers._transformer import masked_mean
@@ -94,10 +95,10 @@ class _HfText(TowerModule):
         self.pooling = pooling
 
     def blocks(self) -> list[nn.Module]:
-        return block_list(self.encoder)[0]
+        return list(self.encoder.get_submodule(largest_block_list(self.encoder)))
 
     def after_blocks(self) -> list[nn.Module | nn.Parameter]:
-        return block_list(self.encoder)[1]
+        return standing_after(self.encoder, largest_block_list(self.encoder))
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """`tokens` and `mask` [b, L] to features [b, d]."""
