@@ -73,6 +73,13 @@ class Mesh:
         """Ranks along an axis; `data`, which splits the global batch, is the only axis yet."""
         return {"data": self.world}[axis]
 
+    @property
+    def everyone(self) -> dist.ProcessGroup | None:
+        """The group of all ranks of this mesh; None when there is one rank."""
+        if self.world == 1:
+            return None
+        return self.group if self.group is not None else dist.group.WORLD
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:
@@ -142,7 +149,7 @@ class Mesh:
         if len(ranks) == 1:
             return None
         if len(ranks) == self.world:
-            return self.group if self.group is not None else dist.group.WORLD
+            return self.everyone
         members = ranks if self.group is None else [dist.get_global_rank(self.group, rank) for rank in ranks]
         subgroup: dist.ProcessGroup = dist.new_group(members)
         return subgroup
