@@ -255,7 +255,7 @@ def _progress() -> Iterator[Callable[[Progress, int], None]]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"), TimeRemainingColumn())
-    with Bar(*columns, console=_err, transient=True) as bar:
+    with Bar(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
         task, started = bar.add_task("build", total=None, more="planning"), time.monotonic()
 
         def show(progress: Progress, total: int) -> None:
