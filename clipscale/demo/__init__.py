@@ -1,0 +1,1 @@
+"""The demonstration: the real system on data that installed packages hold."""
