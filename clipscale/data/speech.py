@@ -122,11 +122,20 @@ def prepare_speech(
     Raises:
         ConfigError: frequency masks for a tower that is fed waveforms.
     """
+    if augment is not None and augment.frequency_masks and spec.features == "waveform":
+        raise ConfigError("frequency_masks blank mel bins, but this speech tower is fed waveforms; set frequency_masks to 0")
+    assert augment is None or seeds is not None, "augmentation is keyed by the batch's seeds"
     wave, length = batch["waveform"], batch["length"]
-    if augment is not None:
-        assert seeds is not None, "augmentation is keyed by the batch's seeds"
-        if augment.frequency_masks and spec.features == "waveform":
-            raise ConfigError("frequency_masks blank mel bins, but this speech tower is fed waveforms; set frequency_masks to 0")
+    at_once = len(wave) if wave.is_cuda else _ROWS_AT_ONCE
+    parts = [
+        _prepared(wave[rows], length[rows], spec, augment, None if seeds is None else seeds[rows])
+        for rows in (slice(begin, begin + at_once) for begin in range(0, max(1, len(wave)), max(1, at_once)))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _prepared(wave: Tensor, length: Tensor, spec: SpeechInput, augment: SpeechAugment | None, seeds: Tensor | None) -> dict[str, Tensor]:
+    if augment is not None and seeds is not None:
         wave, length = _changed(wave, length, spec, augment, seeds)
     if spec.features == "waveform":
         return {"waveform": _normalised_wave(wave, length) if spec.normalise_waveform else wave, "length": length}
@@ -162,8 +171,7 @@ def log_mel(wave: Tensor, length: Tensor, spec: SpeechInput) -> tuple[Tensor, Te
     logarithm and gives each recording zero mean and unit variance over its frames; the frames behind are zero.
     """
     frames = (length + spec.hop - 1) // spec.hop
-    at_once = len(wave) if wave.is_cuda else _ROWS_AT_ONCE
-    mel = torch.cat([_mel_power(rows, spec) for rows in torch.split(wave, max(1, at_once))])
+    mel = _mel_power(wave, spec)
     valid = _valid(mel.shape[2], frames)[:, None]
     if spec.features == "whisper_log_mel":
         power = mel.clamp(min=1e-10).log10()
@@ -242,9 +250,8 @@ def _shifted(wave: Tensor, length: Tensor, spec: SpeechInput, augment: SpeechAug
     delay = (between(seeds, -1, 1, purpose="speech/shift") * reach).round().long()
     delay = torch.maximum(delay, 1 - length)
     size = min(-(-(wave.shape[1] + reach) // spec.hop) * spec.hop, max(-(-most // spec.hop) * spec.hop, wave.shape[1]))
-    source = torch.arange(size, device=wave.device) - delay[:, None]
-    inside = (source >= 0) & (source < length[:, None])
-    moved = wave.gather(1, source.clamp(0, wave.shape[1] - 1)) * inside
+    views = functional.pad(wave, (reach, reach + size - wave.shape[1])).unfold(1, size, 1)  # [b, start, size], nothing copied yet
+    moved = views[torch.arange(len(wave), device=wave.device), reach - delay]
     length = (length + delay).clamp(max=most)
     return moved * _valid(size, length), length
 
