@@ -53,7 +53,9 @@ def train(
         training.check(run, world=ranks)
         return
     from clipscale.parallel.mesh import start, stop
+    from clipscale.signals import end_with_launcher
 
+    end_with_launcher()
     mesh = start(run.device, timeout_s=run.timeout_s)
     outcome = training.train(run, mesh, stop_after=stop_after)
     stop(mesh)
@@ -74,10 +76,12 @@ def evaluate(
     """Run the evaluations of a run, or of the files given, on a checkpoint. Several processes: launch/torchrun.sh eval ..."""
     from clipscale.evaluate import evaluate_checkpoint
     from clipscale.parallel.mesh import start, stop
+    from clipscale.signals import end_with_launcher
 
+    end_with_launcher()
     files, overrides = _split(layers or [])
     mesh = start("auto", timeout_s=600.0)
-    folder = evaluate_checkpoint(checkpoint, mesh, files=files, overrides=overrides, output=output)
+    folder = evaluate_checkpoint(checkpoint, mesh, files=[Path(file) for file in files], overrides=overrides, output=output)
     stop(mesh)
     if mesh.is_main:
         _print_table(folder)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from clipscale.contrast.settings import ContrastSettings
-from clipscale.data.augment import ImageAugment, SpeechAugment
+from clipscale.contrast import ContrastSettings, check_method
+from clipscale.data.images import ImageAugment
 from clipscale.data.sources import Source
+from clipscale.data.speech import SpeechAugment
 from clipscale.engines import Engine
 from clipscale.errors import ConfigError
 from clipscale.evaluators import Evaluator
@@ -145,12 +147,13 @@ class Run(Settings):
                 mistakes.append(f"pair_kinds.{name}: no tower for {' and '.join(missing)}; towers has {', '.join(self.towers)}")
             if kind.modalities[0] == kind.modalities[1]:
                 mistakes.append(f"pair_kinds.{name}: both modalities are {kind.modalities[0]}; a pair needs two different ones")
-            second = self.towers.get(kind.modalities[1])
-            if "guide" in kind.objective.needs and second is not None and (not second.locked or second.unlocked_blocks):
-                mistakes.append(
-                    f"pair_kinds.{name}: objective '{_name_of(kind.objective)}' takes its weights from the locked tower of the second "
-                    f"modality; set towers.{kind.modalities[1]}.locked: true"
-                )
+            for need, modality in (("first_guide", kind.modalities[0]), ("guide", kind.modalities[1])):
+                tower = self.towers.get(modality)
+                if need in kind.objective.needs and tower is not None and (not tower.locked or tower.unlocked_blocks):
+                    mistakes.append(
+                        f"pair_kinds.{name}: objective '{_name_of(kind.objective)}' takes its weights from the locked {modality} tower; "
+                        f"set towers.{modality}.locked: true and no unlocked_blocks"
+                    )
             if self.lanes is not None and kind.global_batch % self.lanes:
                 mistakes.append(f"pair_kinds.{name}.global_batch: {kind.global_batch} is not a multiple of lanes = {self.lanes}")
         return mistakes
@@ -171,7 +174,11 @@ class Run(Settings):
                 )
         if self.lanes is not None and self.lanes % world:
             mistakes.append(f"lanes {self.lanes} is not a multiple of the {world} ranks")
-        self.engine.check_world(world)
+        for check in (self.engine.check_world, partial(check_method, self.contrast)):
+            try:
+                check(world=world)
+            except ConfigError as error:
+                mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 

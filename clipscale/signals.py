@@ -1,10 +1,15 @@
-"""Stop signals: SIGTERM, SIGINT and SIGUSR2 ask for a checkpoint and an orderly end."""
+"""Signals: SIGTERM, SIGINT and SIGUSR2 ask for a checkpoint and an orderly end; a dead launcher ends its ranks."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 from types import FrameType
 
+_PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal this process gets when its parent dies."""
 _ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -18,3 +23,9 @@ class StopSignals:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = self.received or number
+
+
+def end_with_launcher() -> None:
+    """A rank whose launcher is killed ends too, on Linux: an orphan would hold the run folder and its GPU."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -18,18 +18,20 @@ from typing import IO, Literal
 import torch
 from torch import Tensor
 
-from clipscale import checkpoint, errors, run_folder
+from clipscale import checkpoint, run_folder
 from clipscale.config import PairKind, Run, to_yaml
 from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
 from clipscale.data.sample import BadSample, BadSampleBudget, Batch
 from clipscale.data.stream import check_sources, recipe_hash, training_batches
 from clipscale.engines import Trainable
-from clipscale.errors import CheckpointError, ClipscaleError, NonFiniteLoss
+from clipscale.errors import CheckpointError, NonFiniteLoss
 from clipscale.memory.grad_cache import cached_backward
 from clipscale.metrics import JsonLines, flatten, open_loggers
-from clipscale.model import Encoders, KindOutput, PairKindModel, PreparedKinds, build_encoders, prepare
+from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
+from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.progress import Progress
+from clipscale.run_model import build_model
 from clipscale.signals import StopSignals
 
 
@@ -51,22 +53,8 @@ def check(run: Run, *, world: int) -> None:
     """
     run.check_world(world)
     for name, kind in run.pair_kinds.items():
-        check_sources(kind.sources, name, kind.modalities)
+        check_sources(kind.sources, kind=name, modalities=kind.modalities)
     run_folder.check(run)
-
-
-def build_model(run: Run) -> Encoders:
-    """The run's encoders, freshly initialised from its seed."""
-    kinds = {
-        name: PairKindModel(
-            modalities=kind.modalities,
-            init_scale=kind.temperature.initial_scale,
-            max_scale=kind.temperature.max_scale,
-            init_bias=kind.temperature.initial_bias if kind.temperature.initial_bias is not None else kind.objective.init_bias,
-        )
-        for name, kind in run.pair_kinds.items()
-    }
-    return build_encoders(run.towers, embed_dim=run.embed_dim, pair_kinds=kinds, seed=run.seed)
 
 
 def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
@@ -76,32 +64,13 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
         RequestError: on every rank alike, before anything is written.
         RunError: the run failed; the last checkpoint is whole.
     """
-    _agree(run, mesh)
+    with raised_together(mesh):
+        check(run, world=mesh.world)
     training = _Training(run, mesh)
     try:
         return training.run_to(min(run.steps, stop_after or run.steps))
     finally:
         training.close()
-
-
-def _agree(run: Run, mesh: Mesh) -> None:
-    """Check on every rank and refuse on all of them, so that none waits for one that left."""
-    problem: ClipscaleError | None = None
-    try:
-        check(run, world=mesh.world)
-    except ClipscaleError as error:
-        problem = error
-    _raise_together(mesh, problem)
-
-
-def _raise_together(mesh: Mesh, problem: ClipscaleError | None) -> None:
-    """Raise on every rank what any of them met; nothing when none met anything."""
-    met = mesh.gather_objects(None if problem is None else [type(problem).__name__, str(problem)])
-    ranks = [rank for rank, item in enumerate(met) if item is not None]
-    if ranks:
-        kind, text = met[ranks[0]]
-        where = "" if len(ranks) == mesh.world or ranks == [0] else f" (met on rank {', '.join(map(str, ranks))} of {mesh.world})"
-        raise getattr(errors, kind)(text + where)
 
 
 class _Training:
@@ -112,7 +81,10 @@ class _Training:
         torch.manual_seed(run.seed)
         model = build_model(run)
         self.lock = self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
-        self.recipe = {name: recipe_hash(kind.sources, seed=run.seed, lanes=run.lanes) for name, kind in run.pair_kinds.items()}
+        self.recipe = {
+            name: recipe_hash(kind.sources, seed=run.seed, global_batch=kind.global_batch, lanes=run.lanes)
+            for name, kind in run.pair_kinds.items()
+        }
         steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         self.step = self._resume()
@@ -125,15 +97,11 @@ class _Training:
 
     def _claim_folder(self, *, needed_bytes: int) -> IO[str] | None:
         """The first thing that is written; by rank 0, for all."""
-        problem, lock = None, None
-        if self.mesh.is_main:
-            try:
-                run_folder.check(self.run, needed_bytes=needed_bytes)
-                lock = run_folder.claim(self.run)
-            except ClipscaleError as error:
-                problem = error
-        _raise_together(self.mesh, problem)
-        return lock
+        with raised_together(self.mesh):
+            if not self.mesh.is_main:
+                return None
+            run_folder.check(self.run, needed_bytes=needed_bytes)
+            return run_folder.claim(self.run)
 
     def _resume(self) -> int:
         """Take up the newest whole checkpoint; the step it was written at, 0 when there is none."""
@@ -164,6 +132,7 @@ class _Training:
             workers=self.run.workers,
             start_batch=math.ceil(self.step / kind.every),
             lanes=self.run.lanes,
+            pin_memory=self.mesh.device.type == "cuda",
         )
 
     def _open_files(self) -> None:
@@ -223,9 +192,9 @@ class _Training:
         def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
             losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
             total = torch.stack([run.pair_kinds[name].loss_weight * loss.loss for name, (_, loss) in losses.items()]).sum()
-            if not math.isfinite(float(total)):
+            if not math.isfinite(float(total.detach())):
                 raise NonFiniteLoss(
-                    f"the loss is {float(total)} at step {self.step}; the last checkpoint is from before: lower the learning rate"
+                    f"the loss is {float(total.detach())} at step {self.step}; the last checkpoint is from before: lower the learning rate"
                 )
             return total, losses
 
@@ -327,8 +296,9 @@ class _Training:
 
     def _save(self) -> None:
         """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
-        problem = None
-        if self.mesh.is_main:
+        with raised_together(self.mesh):
+            if not self.mesh.is_main:
+                return
             folder = self.run.run_folder / "checkpoints"
             state = {
                 "data": self.recipe,
@@ -336,13 +306,9 @@ class _Training:
                 "seed": self.run.seed,
                 "world": self.mesh.world,
             }
-            try:
-                checkpoint.save(folder, step=self.step, tensors=self.trainable.state(), state=state, config=to_yaml(self.run))
-                checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
-                self._event("checkpoint")
-            except ClipscaleError as error:
-                problem = error
-        _raise_together(self.mesh, problem)
+            checkpoint.save(folder, step=self.step, tensors=self.trainable.state(), state=state, config=to_yaml(self.run))
+            checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
+            self._event("checkpoint")
 
     def close(self) -> None:
         """Close files and streams; the folder is free for the next process."""

@@ -40,7 +40,7 @@ class Replica:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of the loss."""
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def unsynchronised(self) -> AbstractContextManager[None]:
         """Gradients stay on this rank until the next pass outside; alone there is nothing to hold back."""

@@ -57,8 +57,9 @@ class _Replicas(Replica):
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients, summed over ranks."""
-        (loss * self._world).backward()  # DDP averages over ranks; the exact loss already is the mean
+        summed = loss * self._world  # DDP averages over ranks; the exact loss already is the mean
+        summed.backward()  # type: ignore[no-untyped-call]
 
     def unsynchronised(self) -> AbstractContextManager[None]:
         """DDP's no_sync: gradients accumulate here and travel with the next synchronised pass."""
-        return self._distributed.no_sync()  # type: ignore[no-any-return]
+        return self._distributed.no_sync()

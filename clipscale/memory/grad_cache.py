@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clipscale.engines import Trainable
+from clipscale.inputs import Modality
 from clipscale.model import KindOutput, PreparedKinds
 
 Losses = TypeVar("Losses")
@@ -25,7 +26,7 @@ Losses = TypeVar("Losses")
 def cached_backward(
     trainable: Trainable,
     kinds: PreparedKinds,
-    contrast: Callable[[Mapping[str, KindOutput]], tuple[Tensor, Losses]],
+    contrast: Callable[[dict[str, KindOutput]], tuple[Tensor, Losses]],
     *,
     micro_batch: int,
     seed: Callable[[int], None],
@@ -122,5 +123,5 @@ def split(kinds: PreparedKinds, *, micro_batch: int) -> list[PreparedKinds]:
     return [part for part in parts if part]
 
 
-def _rows(modalities: Mapping[str, Mapping[str, Tensor]]) -> int:
+def _rows(modalities: Mapping[Modality, Mapping[str, Tensor]]) -> int:
     return len(next(iter(next(iter(modalities.values())).values())))
