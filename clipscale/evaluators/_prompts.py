@@ -14,7 +14,7 @@ from clipscale.towers._open_clip_prompts import TemplateList, open_clip_template
 
 def _has_a_place(template: str) -> str:
     if template.count("{}") != 1:
-        raise ValueError(f"template '{template}' needs one {{}}, where the class goes")
+        raise ValueError(f"template '{template}' needs one pair of braces, where the class goes")
     return template
 
 

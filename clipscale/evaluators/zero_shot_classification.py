@@ -92,19 +92,17 @@ class ZeroShotClassification(Evaluator):
 def _places(rows: Rows, labels: list[str], classes: list[str], field: str) -> Tensor:
     """The place of every label among the classes: int64 [N]."""
     place = {label: index for index, label in enumerate(classes)}
-    unknown = sorted({label for label in labels if label not in place})
+    unknown = in_order([label for label in labels if label not in place])
     if unknown:
-        raise DataError(
-            f"{rows.source}: {len(unknown)} values of '{field}' are not among the {len(classes)} classes: {', '.join(unknown[:5])}"
-        )
+        raise DataError(f"{rows.source}: values of '{field}' that are not among the {len(classes)} classes: {', '.join(unknown[:5])}")
     return torch.tensor([place[label] for label in labels])
 
 
 def _warnings(classes: dict[str, str], labels: list[str]) -> list[str]:
-    warnings = [
-        f"several classes are called '{words}'; the first one gets all their rows" for words in duplicate_words(list(classes.values()))
-    ]
-    absent = [label for label in classes if label not in set(labels)]
+    twice = duplicate_words(list(classes.values()))
+    warnings = [f"several classes are called '{words}'; the first one gets all their rows" for words in twice]
+    present = set(labels)
+    absent = [label for label in classes if label not in present]
     return warnings + ([f"{len(absent)} of {len(classes)} classes have no row: {', '.join(absent[:5])}"] if absent else [])
 
 
