@@ -25,6 +25,7 @@ from clipscale.towers._feature_cache import FeatureCache
 from clipscale.towers._module import TowerModule
 from clipscale.towers._recompute import recompute_blocks
 from clipscale.towers._text_tower import TextTower
+from clipscale.towers._transformer import widened
 
 Prepared = dict[str, Tensor]
 """What one tower is fed: see the table in clipscale/inputs.py."""
@@ -171,7 +172,7 @@ def _projection(modality: Modality, features: int, embed_dim: int, seed: int) ->
 
 
 def _normalise(x: Tensor) -> Tensor:
-    return functional.normalize(x.float(), dim=-1)
+    return functional.normalize(widened(x), dim=-1)
 
 
 def build_encoders(towers: Mapping[Modality, Tower], *, embed_dim: int, pair_kinds: Mapping[str, PairKindModel], seed: int) -> Encoders:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipscale.towers._module import TowerModule
+from clipscale.towers._transformer import widened
 
 
 class FeatureCache:
@@ -32,7 +33,7 @@ class FeatureCache:
         self._features.clear()
 
     def features(self, tower: TowerModule, inputs: dict[str, Tensor]) -> Tensor:
-        """`tokens` and `mask` [b, L] to features [b, d] in fp32."""
+        """`tokens` and `mask` [b, L] to features [b, d] in fp32 or better."""
         tokens, mask = inputs["tokens"], inputs["mask"]
         on_host = tokens.cpu().numpy()
         found = []
@@ -40,7 +41,7 @@ class FeatureCache:
             key = on_host[row, :length].tobytes()
             if key not in self._features:
                 alone = {"tokens": tokens[row : row + 1, :length], "mask": mask[row : row + 1, :length]}
-                self._features[key] = tower(alone)[0].float()
+                self._features[key] = widened(tower(alone)[0])
             self._features.move_to_end(key)
             found.append(self._features[key])
             if len(self._features) > self.rows:

@@ -56,9 +56,14 @@ def valid_positions(length: Tensor, size: int) -> Tensor:
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid tokens: [b, n, d], [b, n] -> [b, d], summed in fp32."""
-    total = x.float().masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
+    """Mean of the valid tokens: [b, n, d], [b, n] -> [b, d], summed in fp32 or better."""
+    total = widened(x).masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
     return (total / valid.sum(dim=1, keepdim=True)).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """The same numbers in fp32, or in fp64 if they come so."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sinusoids(count: int, width: int, *, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ from clipscale.towers import Tower
 from clipscale.towers._blocks import standing_after
 from clipscale.towers._hugging_face import load_model, normalises_waveform, random_model
 from clipscale.towers._module import TowerModule
-from clipscale.towers._transformer import masked_mean, valid_positions
+from clipscale.towers._transformer import masked_mean, valid_positions, widened
 
 WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 WHISPER_FRAMES_PER_SECOND = 100
@@ -145,7 +145,7 @@ class _MaskedChannelNorm(nn.Module):
         """[b, channels, frames] -> the same."""
         valid = valid_positions(self.length, x.shape[2]).unsqueeze(1)
         count = valid.sum(dim=2, keepdim=True)
-        wide = x.float()
+        wide = widened(x)
         mean = wide.masked_fill(~valid, 0.0).sum(dim=2, keepdim=True) / count
         variance = (wide - mean).masked_fill(~valid, 0.0).square().sum(dim=2, keepdim=True) / count
         normal = (wide - mean) * (variance + self.eps).rsqrt()
