@@ -10,6 +10,7 @@ from clipscale.report.tables import table
 MOST_CLASSES = 80
 """Classes a heat map can hold; with more of them only the list of mistakes is shown."""
 _MISTAKES = 10
+_SHRINKS_BELOW = 480  # width up to which a heat map shrinks on a narrow page; a wider one is scrolled
 _LETTER = 6.6  # width of an average letter at 12 px
 
 
@@ -41,6 +42,7 @@ def _heat_map(confusion: Confusion) -> Markup:
         width=width,
         height=height,
         viewBox=f"0 0 {width} {height}",
+        class_="fits" if width < _SHRINKS_BELOW else None,
         role="img",
         aria_label=f"Confusion of {len(names)} classes of {confusion.field}; rows are truths, columns answers",
     )
