@@ -42,7 +42,7 @@ class RankPool:
 
     def __init__(self, world: int, folder: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "clipscale.parallel.mesh"])
+        context.set_forkserver_preload(["torch", "torch._dynamo", "clipscale.contrast"])  # once, not in each rank at its first use
         self.world = world
         self.pipes: list[Connection] = []
         self.processes = []
