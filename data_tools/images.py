@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clipscale.data.media import MAX_PIXELS, MAX_SIDE
 from clipscale.data.shards import image_size, image_suffix
 from clipscale.errors import ShardError
 from data_tools.packing import BadRow, Packing
@@ -65,13 +66,9 @@ def _to_png(data: bytes) -> bytes:
     except UnidentifiedImageError:
         raise ShardError(f"not a format that can be read; it has {len(data)} bytes and begins with {data[:12]!r}") from None
     width, height = picture.size
-    image_size(_png_header(width, height))
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ShardError(f"the picture is {width}×{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are decoded")
     return _encode(ImageOps.exif_transpose(picture), "png")
-
-
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG's beginning, for the size limits that hold for every stored image."""
-    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0" + b"\0\0\0\0"
 
 
 def _check_decodes(data: bytes, suffix: str) -> None:

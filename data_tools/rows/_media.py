@@ -23,7 +23,8 @@ def is_speech(name: Any) -> bool:
 
 
 def _suffix(name: str) -> str:
-    return "." + name.rpartition(".")[2].strip().lower()
+    _, dot, end = name.rpartition(".")
+    return (dot + end).strip().lower() if dot else ""
 
 
 def locate(name: str, folder: Path) -> Path:
