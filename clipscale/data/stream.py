@@ -213,7 +213,9 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[EvaluationBatch]:
-    """Rows rank, rank + world, ... of the data set in stored order: each row on exactly one rank, none padded.
+    """Batches rank, rank + world, ... of the data set in stored order: each row on exactly one rank, none padded.
+
+    Batches are dealt whole, so that a row's neighbours, and with them the last bits of its embedding, are the same for every world.
 
     Raises:
         DataError: the data set is missing, incomplete or empty.
@@ -223,9 +225,8 @@ def evaluation_batches(
     wanted: dict[Modality, Input] = {modality: inputs[modality] for modality in modalities}
     reader = Reader(opened, wanted, cache=False)
     ends = np.cumsum(opened.samples)
-    mine = np.arange(rank, int(ends[-1]), world)
-    for begin in range(0, len(mine), batch_size):
-        rows = mine[begin : begin + batch_size]
+    for begin in range(rank * batch_size, int(ends[-1]), world * batch_size):
+        rows = np.arange(begin, min(begin + batch_size, int(ends[-1])))
         shards = np.searchsorted(ends, rows, side="right")
         places = rows - (ends - opened.samples)[shards]
         samples = [_readable(sample, opened.url) for sample in reader.read(list(zip(shards.tolist(), places.tolist(), strict=True)))]
