@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipscale.data.shards import ShardWriter, write_index
+from clipscale.data.shards import ShardWriter, open_dataset, write_index
 from clipscale.inputs import ImageInput, Input, SpeechInput, TextInput
 from clipscale.model import Encoders
 from clipscale.towers._module import TowerModule
@@ -78,8 +78,6 @@ class Sample:
     image: int | None = None
     speech: int | None = None
     record: dict[str, Any] = field(default_factory=dict)
-    damaged: bool = False
-    """Store a medium whose header is right and whose body is cut off."""
 
 
 def write_shards(folder: Path, samples: Sequence[Sample], *, per_shard: int = 10) -> str:
@@ -91,12 +89,20 @@ def write_shards(folder: Path, samples: Sequence[Sample], *, per_shard: int = 10
             for number, sample in enumerate(samples[start : start + per_shard], start):
                 image = None if sample.image is None else _picture(sample.image)
                 speech = None if sample.speech is None else _recording(sample.speech)
-                if sample.damaged:
-                    image, speech = (data and data[: len(data) // 2] for data in (image, speech))
                 writer.write(f"s{number:03d}", captions=sample.captions, image=image, speech=speech, record=sample.record)
         infos.append(writer.info)
     write_index(folder, infos)
     return str(folder)
+
+
+def damage(url: str, key: str) -> None:
+    """Change one byte of a stored sample."""
+    index = open_dataset(url)
+    shard, row = index.find(key)
+    tar = Path(url) / f"{index.shards[shard]}.tar"
+    data = bytearray(tar.read_bytes())
+    data[int(index.sidecar(shard).columns["offset"][row]) + 540] ^= 1
+    tar.write_bytes(data)
 
 
 def _picture(row: int) -> bytes:
@@ -109,3 +115,48 @@ def _recording(row: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.full(160, row / 256, dtype=np.float32), 16_000, format="FLAC", subtype="PCM_16")
     return file.getvalue()
+
+
+# --- one random case for every evaluator --------------------------------------------------------------------------
+
+NUM_SAMPLES = 23
+_SLOTS = {"on_lamp": ("on", "lamp"), "off_lamp": ("off", "lamp"), "on_heat": ("on", "heat"), "off_heat": ("off", "heat")}
+
+
+def random_samples() -> list[Sample]:
+    """Samples with an image, a recording, one to three captions, and every record field that an evaluator asks for."""
+    samples = []
+    for number in range(NUM_SAMPLES):
+        intent, (action, object_) = list(_SLOTS.items())[number % 4]
+        record = {
+            "label": number % 7,
+            "intent": intent,
+            "intent_name": f"turn {action} the {object_}",
+            "slots": {"action": action, "object": object_},
+            "speaker": f"voice{number % 5}",
+        }
+        captions = [f"sample {number}", f"number {number % 11}", "the same for all"][: 1 + number % 3]
+        samples.append(Sample(captions, image=number, speech=number, record=record))
+    return samples
+
+
+def random_model() -> Encoders:
+    """Random tables and projection: nothing is found but by chance, and many scores lie close together."""
+    generator = torch.Generator().manual_seed(0)
+    images, speech, texts = (torch.randn(rows, 12, generator=generator) for rows in (NUM_SAMPLES, NUM_SAMPLES, 509))
+    return make_model(images=images, speech=speech, texts=texts, projection=torch.randn(12, 12, generator=generator))
+
+
+def evaluator_settings(url: str) -> dict[str, dict[str, Any]]:
+    """Settings of every evaluator, in each of its ways, on `random_samples` at `url`."""
+    source = {"name": "shards", "url": url}
+    speech, image, text = ({"modality": modality, "source": source} for modality in ("speech", "image", "text"))
+    return {
+        "digits": {"name": "zero_shot_classification", "source": source, "templates": ["a {}", "{}"]},
+        "spoken digits": {"name": "zero_shot_classification", "source": source, "modality": "speech"},
+        "captions": {"name": "retrieval", "queries": image, "gallery": text, "match": "pair"},
+        "transcripts": {"name": "retrieval", "queries": speech, "gallery": text, "match": "caption"},
+        "never trained": {"name": "retrieval", "queries": speech, "gallery": image, "match": "label"},
+        "intents": {"name": "speech_intent", "source": source},
+        "intents by words": {"name": "speech_intent", "source": source, "slot_templates": ["turn {}", "{}"], "cluster": None},
+    }

@@ -164,7 +164,7 @@ def _examples(rows: Rows, classifier: Tensor, intents: Intents, truth: NDArray[n
     return [
         Example(
             Item("speech", rows.keys[row], rows.source, rows.captions[row][0]),
-            [Item("text", "", "", intents.names[place], score, place == truth[row]) for score, place in zip(*best, strict=True)],
+            [Item("text", "", "", intents.names[place], score, bool(place == truth[row])) for score, place in zip(*best, strict=True)],
         )
         for row, best in zip(chosen, zip(scores.tolist(), places.tolist(), strict=True), strict=True)
     ]
