@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "a cat two dogs run over the wide green field at night seven turn on light in kitchen".split()
+WORDS = ["a", "cat", "two", "dogs", "run", "over", "the", "wide", "green", "field", "at", "night", "seven", "turn", "on", "light", "in"]
 
 
 def write_tokenizer(folder: Path) -> Path:

@@ -90,6 +90,7 @@ class _HfText(TowerModule):
     def __init__(self, encoder: Any, text_input: TextInput, pooling: str) -> None:
         super().__init__()
         self.encoder = encoder
+        encoder.config.use_cache = False  # decoders would keep keys and values, and see them twice when recomputed
         self.embed_dim = encoder.config.hidden_size
         self.input = text_input
         self.pooling = pooling
