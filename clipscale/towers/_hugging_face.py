@@ -103,6 +103,8 @@ def load_tokenizer(tokenizer: str) -> Any:
         raise RequestError(
             f"tokenizer '{tokenizer}' cannot be loaded: {_first_lines(error)}; give a folder that holds tokenizer.json"
         ) from error
+    if len(loaded) <= len(loaded.all_special_tokens):  # what transformers makes of a folder without tokenizer files
+        raise RequestError(f"tokenizer '{tokenizer}' knows no words: its files are missing; give a folder with tokenizer.json")
     loaded.padding_side = "right"
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
