@@ -286,18 +286,23 @@ def _size(amount: float) -> str:
     return f"{amount:.1f} TB"
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+class _Stopped(BaseException):
+    """Ctrl-C or SIGTERM; not KeyboardInterrupt, which typer would answer in its own way."""
+
+
+def _stop(*_: object) -> NoReturn:
+    raise _Stopped
 
 
 def main() -> None:
     """Entry point: errors become one message and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except ClipscaleError as error:
         _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Stopped:
         _err.print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def write(path: Path, content: str | bytes = b"") -> Path:
     return path
 
 
-def read(path: Path, **options: object) -> list[Row]:
+def read(path: Path, **options: Any) -> list[Row]:
     return list(open_rows(path, **options).read())
 
 
@@ -127,7 +128,7 @@ def test_lines_that_follow_each_other_with_the_same_file_become_one_sample(tmp_p
     ],
 )
 def test_a_table_that_cannot_be_packed_says_why(
-    tmp_path: Path, content: str | bytes, options: dict[str, object], error: type[Exception], message: str
+    tmp_path: Path, content: str | bytes, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         open_rows(write(tmp_path / "t.csv", content), **options).guesses()
@@ -178,7 +179,7 @@ def test_coco_gathers_captions_by_image_and_finds_the_folder(tmp_path: Path, pla
     nine, seven = read(path)
     assert nine.captions == ("nine", "a nine")
     assert nine.record == {"image_id": 9, "license_name": "CC BY"}
-    assert nine.image is not None
+    assert isinstance(nine.image, Path)
     assert nine.image.resolve() == (tmp_path / place).resolve() / "9.jpg"
     assert seven.captions == ("seven",)
 
