@@ -128,7 +128,7 @@ def test_samples_without_the_modality_are_refused_before_anything_is_read(case: 
 def test_an_unreadable_sample_stops_it_by_name(case: str, tmp_path: Path) -> None:
     url = write_shards(tmp_path, random_samples())
     damage(url, "s012")
-    with pytest.raises(ShardError, match="cannot be read: .* sample 's012' is not the one that was written"):
+    with pytest.raises(ShardError, match=r"cannot be read: .* sample 's012' is not the one that was written"):
         _evaluate(case, url)
 
 
