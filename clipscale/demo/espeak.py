@@ -19,6 +19,7 @@ SAMPLE_RATE = 22_050
 
 _SYNCHRONOUS, _UTF8 = 2, 1
 _RATE, _PITCH = 1, 3
+_NOISE_SEED = 1
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -36,6 +37,7 @@ class Espeak:
         rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), 0)
         if rate != SAMPLE_RATE:
             raise RunError(f"espeak-ng should start with {SAMPLE_RATE} Hz, it answered {rate} (data folder {data})")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))  # otherwise the clock, in seconds: f2, f3, f5 breathe noise
         self._callback = _CALLBACK(self._take)  # kept: the library holds only a pointer
         self._library.espeak_SetSynthCallback(self._callback)
 
