@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,11 +107,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
-        inputs = {modality: {name: move(tensor) for name, tensor in tensors.items()} for modality, tensors in self.inputs.items()}
-        return replace(self, inputs=inputs, caption_ids=move(self.caption_ids), seeds=move(self.seeds), valid=move(self.valid))
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from where it goes to a GPU while the GPU computes; torch's DataLoader calls this."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = {modality: {name: change(tensor) for name, tensor in tensors.items()} for modality, tensors in self.inputs.items()}
+        return replace(self, inputs=inputs, caption_ids=change(self.caption_ids), seeds=change(self.seeds), valid=change(self.valid))
 
 
 class BadSampleBudget:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,12 +153,19 @@ def training_batches(
         sampler=_From(start_batch),
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_outlive_stop_signals,
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws from it, and would from the global one
     )
     return iter(loader)
+
+
+def _outlive_stop_signals(_worker: int) -> None:
+    """Schedulers signal whole process groups; the rank takes its checkpoint first and then ends its workers itself."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

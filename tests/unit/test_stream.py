@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +265,25 @@ def test_reading_draws_nothing_from_the_global_generators(both: Path) -> None:
     batches(sources_of(both), 2, workers=1)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index,union-attr]
+
+
+def test_workers_outlive_a_signal_to_the_whole_process_group(both: Path) -> None:
+    """The rank must be able to finish its step and save; its workers end with it."""
+    stream = training_batches(sources_of(both), kind="k", modalities=("image", "text"), inputs=INPUTS, global_batch=12, seed=1, workers=2)
+    wanted = [content(batch) for batch in batches(sources_of(both), 12)]
+    found = [content(next(stream))]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker, stop in itertools.product(workers, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)):
+        assert worker.pid is not None
+        os.kill(worker.pid, stop)
+    found += [content(next(stream)) for _ in range(11)]
+    assert found == wanted
+    del stream
+    gc.collect()
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_a_batch_moves_whole(both: Path) -> None:
