@@ -2,10 +2,10 @@
 
 Ranks of a grid row gather their x, ranks of a grid column their y; rank (p, q) sweeps the block of row p's x against column q's y, tile
 by tile. Its own pairs' rows are finished by itself: the partial rows of x come from its grid row, those of y from its grid column.
-Features and their gradients cross the network 2(R−1) + 2(C−1) times b·D numbers, the least possible when each logit is computed once
-(reference: docs/exact_loss.md). One rank alone is a 1×1 grid and sends nothing.
+Features and their gradients cross the network 2(R−1) + 2(C−1) times b·D numbers, the least possible when each logit is computed once:
+a rank with B²/W of them must see at least 2B/√W vectors. One rank alone is a 1×1 grid and sends nothing.
 
-Legend: b pairs on this rank, B in the global batch, D embedding width, T terms of a side.
+Legend: b pairs on this rank, B in the global batch, D embedding width, W = R·C ranks.
 """
 
 from __future__ import annotations
