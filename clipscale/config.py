@@ -2,7 +2,8 @@
 
 `clipscale train WHAT.yaml [WHERE.yaml ...] key.path=value ...`: layers are merged left to right by one rule, and
 `extends: other.yaml` inside a file is the same merge. Mappings merge key by key, everything else replaces; a mapping
-whose `name` changes replaces the other whole, because the old part's settings mean nothing to the new one.
+whose `name` changes replaces the other whole, because the old part's settings mean nothing to the new one; and an empty
+mapping empties.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _merge_nested(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     another_part = "name" in above and above["name"] != below.get("name")
-    return dict(above) if another_part else merge(below, above)
+    return dict(above) if another_part or not above else merge(below, above)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -293,13 +294,10 @@ _Loader.add_implicit_resolver(
 
 
 def _parse_yaml(text: str, *, place: str) -> Any:
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"{place}: not readable as YAML: {error}") from None
-    finally:
-        loader.dispose()
 
 
 def to_yaml(settings: Settings) -> str:

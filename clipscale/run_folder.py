@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,8 +60,10 @@ def check(run: Run, *, needed_bytes: int = 0) -> None:
     if not config.exists() and folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no config.yaml: not a run folder; give the run another name or folder")
     place = _existing_parent(folder)
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise RunFolderError(f"{folder} cannot be written: {place} is no writable folder")
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # leaves nothing, and knows of read-only disks what permissions do not tell
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be written: {error}") from None
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise RunFolderError(
