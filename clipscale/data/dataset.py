@@ -9,7 +9,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,10 +23,13 @@ from clipscale.data.tables import INDEX, KEY
 from clipscale.errors import DataError, MissingPackage, ShardError
 
 OPEN_FILES = 64
-"""Shard files and sidecars a process keeps open for each data set."""
+"""Shard files a process keeps open for each data set."""
+KEPT_PLACES = 256
+"""Shards whose samples' places a process keeps in memory for each data set: 1 MB for a shard of 10,000."""
 RETRY_PAUSES_S = (0.05, 0.2, 0.8)
 """Seconds before each further try of a read that failed."""
 _MEMBERS = ("image", "speech", "text", "record")
+_PLACES = ["key", "offset", "bytes", "crc32", *(f"{member}_{what}" for member in _MEMBERS for what in ("offset", "bytes"))]
 
 Value = TypeVar("Value")
 
@@ -38,10 +40,6 @@ class Sidecar:
 
     columns: dict[str, np.ndarray]
     """As in `tables.SIDECAR`, without rows whose status is not "ok"."""
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        return {key: row for row, key in enumerate(self.columns["key"])}
 
     def __len__(self) -> int:
         return len(self.columns["key"])
@@ -73,6 +71,7 @@ class DatasetIndex:
         self._process = os.getpid()
         self._filesystem, self._root = _filesystem(self.url)
         self._sidecars: OrderedDict[int, Sidecar] = OrderedDict()
+        self._places: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def sidecar(self, shard: int) -> Sidecar:
@@ -81,22 +80,31 @@ class DatasetIndex:
         Raises:
             ShardError: it is gone, or not the one that was indexed.
         """
+        return _cached(self._sidecars, shard, lambda shard: Sidecar(self._read_sidecar(shard)), size=1)
+
+    def _where(self, shard: int) -> dict[str, np.ndarray]:
+        """The columns that reading needs, keys as ASCII bytes."""
+
+        def read(shard: int) -> dict[str, np.ndarray]:
+            columns = self._read_sidecar(shard, [*_PLACES, "status"])
+            return {name: columns[name].astype("S") if name == "key" else columns[name] for name in _PLACES}
+
+        return _cached(self._places, shard, read, size=KEPT_PLACES)
+
+    def _read_sidecar(self, shard: int, names: list[str] | None = None) -> dict[str, np.ndarray]:
         if self._process != os.getpid():
             self._reset()
-        return _cached(self._sidecars, shard, self._read_sidecar)
-
-    def _read_sidecar(self, shard: int) -> Sidecar:
         name = f"{self.shards[shard]}.parquet"
         data: bytes = _retried(lambda: self._filesystem.cat_file(f"{self._root}/{name}"), what=f"{self.url}/{name}")
         if hashlib.sha256(data).digest() != self._sidecar_sha256[shard]:
             raise ShardError(f"{self.url}/{name} is not the sidecar that index.parquet describes; build the data set again")
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), columns=names)
         columns = {column: table.column(column).to_numpy(zero_copy_only=False) for column in table.column_names}
         good = columns["status"] == "ok"
         columns = columns if good.all() else {column: values[good] for column, values in columns.items()}
         if len(columns["key"]) != self.samples[shard] or (columns["offset"] + columns["bytes"] > self.tar_bytes[shard]).any():
             raise ShardError(f"{self.url}/{name} does not fit index.parquet; build the data set again")
-        return Sidecar(columns)
+        return columns
 
     def read(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
         """The samples at these places in the shard's sidecar; a sample that cannot be read is a ShardError in its place.
@@ -104,7 +112,9 @@ class DatasetIndex:
         Raises:
             ShardError: the shard's sidecar cannot be read.
         """
-        columns = self.sidecar(shard).columns
+        if self._process != os.getpid():
+            self._reset()
+        columns = self._where(shard)
         spans = [(int(columns["offset"][row]), int(columns["bytes"][row])) for row in rows]
         return [
             data if isinstance(data, ShardError) else _unpack(f"{self.url}/{self.shards[shard]}.tar", columns, row, data)
@@ -126,7 +136,7 @@ class DatasetIndex:
             return [error] * len(spans)
 
     def _read_local(self, shard: int, path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        descriptor = _cached(self._files, shard, lambda _: os.open(path, os.O_RDONLY), drop=os.close)
+        descriptor = _cached(self._files, shard, lambda _: os.open(path, os.O_RDONLY), size=OPEN_FILES, drop=os.close)
         return [os.pread(descriptor, size, start) for start, size in spans]
 
     def find(self, key: str) -> tuple[int, int]:
@@ -136,9 +146,9 @@ class DatasetIndex:
             DataError: no sample has it.
         """
         for shard in range(len(self.shards)):
-            row = self.sidecar(shard).row_of.get(key)
-            if row is not None:
-                return shard, row
+            rows = np.flatnonzero(self._where(shard)["key"] == key.encode())
+            if len(rows):
+                return shard, int(rows[0])
         raise DataError(f"{self.url} holds no sample with the key '{key}'")
 
     def suffix(self, shard: int, row: int, member: str) -> str:
@@ -147,7 +157,7 @@ class DatasetIndex:
 
 
 def _unpack(path: str, columns: dict[str, np.ndarray], row: int, data: bytes) -> Sample | ShardError:
-    key = str(columns["key"][row])
+    key = columns["key"][row].decode()
     if len(data) != columns["bytes"][row]:
         return ShardError(f"{path}: the file ends inside sample '{key}'")
     if zlib.crc32(data) != columns["crc32"][row]:
@@ -165,14 +175,19 @@ def _unpack(path: str, columns: dict[str, np.ndarray], row: int, data: bytes) ->
 
 
 def _cached(
-    cache: OrderedDict[int, Value], key: int, make: Callable[[int], Value], *, drop: Callable[[Value], object] = lambda _: None
+    cache: OrderedDict[int, Value],
+    key: int,
+    make: Callable[[int], Value],
+    *,
+    size: int,
+    drop: Callable[[Value], object] = lambda _: None,
 ) -> Value:
-    """The value from a cache of the most recently used `OPEN_FILES`."""
+    """The value from a cache of the `size` most recently used."""
     if key in cache:
         cache.move_to_end(key)
         return cache[key]
     cache[key] = value = make(key)
-    if len(cache) > OPEN_FILES:
+    if len(cache) > size:
         drop(cache.popitem(last=False)[1])
     return value
 

@@ -25,8 +25,8 @@ import numpy as np
 
 BLOCK = 65_536
 """Samples that are permuted together."""
-MAX_LANES = 64
-"""Lanes of a source that has at least as many blocks."""
+MAX_LANES = 16
+"""Lanes of a source that has at least as many blocks: its rows come from a window of about a million samples."""
 _LARGEST_WEIGHT = 1_000_000  # keeps 2 · rows · weight inside int64 for 10¹² rows
 
 
