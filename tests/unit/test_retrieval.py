@@ -26,14 +26,17 @@ def _naive_ranks(queries: torch.Tensor, gallery: torch.Tensor, matches: list[set
 
 
 def _random_problem(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[set[int]]]:
-    """23 queries with 1 to 3 ids each, 41 items with one; coarse integer embeddings, so that ties abound and floats are exact."""
+    """23 queries with 1 to 3 ids each, 41 items with 1 or 2; coarse integer embeddings, so that ties abound and floats are exact."""
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randint(-1, 2, (23, 4), generator=generator).float()
     gallery = torch.randint(-1, 2, (41, 4), generator=generator).float()
-    gallery_ids = torch.cat([torch.arange(12), torch.randint(12, (29,), generator=generator)])[:, None]
+    gallery_ids = torch.randint(12, (41, 2), generator=generator)
+    gallery_ids[:12, 0] = torch.arange(12)
+    gallery_ids[::2, 1] = -1
     query_ids = torch.randint(12, (23, 3), generator=generator)
     query_ids[::2, 1:] = -1
-    matches = [{place for place, (own,) in enumerate(gallery_ids.tolist()) if own in ids} for ids in query_ids.tolist()]
+    real = [[{number for number in row if number >= 0} for row in ids.tolist()] for ids in (query_ids, gallery_ids)]
+    matches = [{place for place, theirs in enumerate(real[1]) if own & theirs} for own in real[0]]
     return queries, gallery, query_ids, gallery_ids, matches
 
 
