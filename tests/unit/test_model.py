@@ -188,6 +188,15 @@ def test_cached_features_do_not_depend_on_the_batch_they_came_first_in(tokenizer
     assert torch.equal(one.features("text", long), other.features("text", long))
 
 
+def test_evaluation_encodes_captions_as_a_batch_past_the_cache(tokenizer: str) -> None:
+    cached, plain = build(tokenizer, locked=True, cached_rows=10).eval(), build(tokenizer, locked=True).eval()
+    runs: list[int] = []
+    cached.towers["text"].register_forward_hook(lambda *_: runs.append(1))
+    inputs = batch(plain, CAPTIONS)["text"]
+    assert torch.equal(cached.encode("text", inputs), plain.encode("text", inputs))
+    assert len(runs) == 1
+
+
 def test_the_cache_forgets_the_least_recently_used_caption(tokenizer: str) -> None:
     model = build(tokenizer, locked=True, cached_rows=2)
     runs: list[int] = []
