@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from data_tools.packing import Packing
 from data_tools.plan import Plan, write_plan
 from data_tools.pool import Progress, run_all, usable_cores
 from data_tools.rows import Row, Rows
-from data_tools.shard_job import Failure, ShardJob, ShardResult, build_shard, write_text
+from data_tools.shard_job import Failure, ShardJob, ShardResult, build_shard, read_failures, write_lines
 
 _OURS = re.compile(r"\d{6}\.(tar|parquet)|index\.parquet|sizes\.json|failures\.jsonl|build\.json|\.build|\..+\.tmp-\d+")
 
@@ -89,7 +90,7 @@ def build(
             total = sum(plan.shard_rows)
             processes = min(workers or usable_cores(), len(jobs))
             results = list(run_all(build_shard, jobs, workers=processes, show=lambda progress: show(progress, total) if show else None))
-            return _finish(output, sorted(results, key=lambda result: result.number), total, max_bad)
+            return _finish(output, work, sorted(results, key=lambda result: result.number), total, max_bad)
     except OSError as error:
         raise RunError(f"building {output}: {error}. What is finished is kept: run the same command again") from error
 
@@ -142,7 +143,7 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
                 raise DataError(_difference(output, found, about))
             _clear(output, work)
         if found != about:
-            write_text(output / "build.json", json.dumps(about, indent=1) + "\n")
+            write_lines(output / "build.json", [json.dumps(about, indent=1)])
         new.replace(work / "plan.parquet")
     finally:
         new.unlink(missing_ok=True)
@@ -191,13 +192,13 @@ def _standing(output: Path) -> BuildSummary | None:
     return BuildSummary(output, int(index.totals["samples"]), shards, shards, int(index.totals["tar_bytes"]), dict(reasons))
 
 
-def _finish(output: Path, results: list[ShardResult], total: int, max_bad: float) -> BuildSummary:
+def _finish(output: Path, work: Path, results: list[ShardResult], total: int, max_bad: float) -> BuildSummary:
     shards: list[ShardInfo] = [result.shard for result in results if result.shard]
-    failures = [failure for result in results for failure in result.failures]
-    _write_failures(output / "failures.jsonl", failures)
-    reasons = Counter(failure.reason for failure in failures)
-    if not shards or len(failures) > max_bad * total:
-        raise RunError(_too_many(output, failures, reasons, total, max_bad))
+    reasons = sum((result.reasons for result in results), Counter[str]())
+    first = _write_failures(output / "failures.jsonl", work, len(results))
+    if not shards or reasons.total() > max_bad * total:
+        assert first is not None
+        raise RunError(_too_many(output, first, reasons, total, max_bad))
     write_index(output, shards)
     return BuildSummary(
         output=output,
@@ -209,19 +210,25 @@ def _finish(output: Path, results: list[ShardResult], total: int, max_bad: float
     )
 
 
-def _write_failures(path: Path, failures: list[Failure]) -> None:
-    if failures:
-        write_text(path, "".join(json.dumps(asdict(failure), ensure_ascii=False) + "\n" for failure in failures))
-    else:
+def _write_failures(path: Path, work: Path, num_shards: int) -> Failure | None:
+    """Gather the failures of all shards, a shard at a time; the first of them, or None when there are none."""
+    failures = (failure for number in range(num_shards) for failure in read_failures(work, number) or [])
+    first = next(failures, None)
+    if first is None:
         path.unlink(missing_ok=True)
+    else:
+        write_lines(path, (json.dumps(asdict(failure), ensure_ascii=False) for failure in chain([first], failures)))
+    return first
 
 
-def _too_many(output: Path, failures: list[Failure], reasons: Counter[str], total: int, max_bad: float) -> str:
+def _too_many(output: Path, first: Failure, reasons: Counter[str], total: int, max_bad: float) -> str:
     counts = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-    first = f"first: {failures[0].row}: {failures[0].detail}"
-    lines = f"{len(failures)} of {total} rows failed ({counts}); {first}. All are listed in {output / 'failures.jsonl'}"
-    if len(failures) == total:
+    share = reasons.total() / total
+    lines = (
+        f"{reasons.total()} of {total} rows failed ({counts}); first: {first.row}: {first.detail}. "
+        f"All are listed in {output / 'failures.jsonl'}"
+    )
+    if share == 1.0:
         return lines
-    share = len(failures) / total
     enough = math.ceil(share * 1_000) / 1_000
     return f"{lines}. That is more than --max-bad {max_bad:g}: mend them, or run again with --max-bad {enough:g} to go on without them"

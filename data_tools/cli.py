@@ -199,14 +199,19 @@ def describe(
     from data_tools.page import write_page
 
     description = describe_dataset(dataset)
-    _out.print(escape("\n".join(description.lines())), highlight=False, soft_wrap=True)
+    _say("\n".join(description.lines()))
     if page:
         write_page(description, page, num_samples=samples)
-        _out.print(f"page: {escape(str(page))}", highlight=False, soft_wrap=True)
+        _say(f"page: {page}")
 
 
 _out = Console()
 _err = Console(stderr=True)
+
+
+def _say(text: str, *, console: Console = _out, style: str = "") -> None:
+    """Print text as it stands: no markup, no wrapping, and no half characters from odd file names."""
+    console.print(escape(text.encode("utf-8", "replace").decode()), style=style, highlight=False, soft_wrap=True)
 
 
 def _packing(**settings: Any) -> Any:
@@ -226,12 +231,12 @@ def _show_guesses(rows: Rows) -> None:
     from clipscale.settings import part_name
 
     lines = [f"input: {rows.input}, read as {part_name(type(rows))}", *rows.guesses()]
-    _err.print(escape("\n".join(lines)), highlight=False, soft_wrap=True)
+    _say("\n".join(lines), console=_err)
 
 
 def _show_rows(rows: Rows) -> None:
     for row in islice(rows.read(), 10):
-        _out.print(escape("\n".join(_row_lines(row))), highlight=False, soft_wrap=True)
+        _say("\n".join(_row_lines(row)))
 
 
 def _row_lines(row: Row) -> list[str]:
@@ -268,14 +273,10 @@ def _progress() -> Iterator[Callable[[Progress, int], None]]:
 
 def _show_summary(summary: BuildSummary, seconds: float) -> None:
     kept = f" ({summary.reused_shards} stood already)" if summary.reused_shards else ""
-    _out.print(
-        escape(f"{summary.output}: {summary.samples:,} samples in {summary.shards} shards{kept}, {_size(summary.bytes)}, {seconds:.1f} s"),
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(f"{summary.output}: {summary.samples:,} samples in {summary.shards} shards{kept}, {_size(summary.bytes)}, {seconds:.1f} s")
     if summary.failures:
         counts = ", ".join(f"{reason} {number}" for reason, number in sorted(summary.failures.items()))
-        _out.print(escape(f"left out: {counts}; see {summary.output / 'failures.jsonl'}"), highlight=False, soft_wrap=True)
+        _say(f"left out: {counts}; see {summary.output / 'failures.jsonl'}")
 
 
 def _size(amount: float) -> str:
@@ -301,8 +302,8 @@ def main() -> None:
     try:
         app()
     except ClipscaleError as error:
-        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(f"error: {error}", console=_err, style="red")
         sys.exit(error.exit_code)
     except _Stopped:
-        _err.print("stopped; the same command goes on from here", highlight=False)
+        _say("stopped; the same command goes on from here", console=_err)
         sys.exit(130)

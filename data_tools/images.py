@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from clipscale.data.media import MAX_PIXELS, MAX_SIDE
 from clipscale.data.shards import image_size, image_suffix
@@ -16,6 +17,18 @@ from data_tools.packing import BadRow, Packing
 
 _JPEG_QUALITY = 95
 _EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+_STORED_FORMATS = ["JPEG", "PNG", "WEBP"]
+_JPEG_MODES = {"L": "GRAY", "RGB": "RGB"}
 _OTHER_FORMATS = ["BMP", "GIF", "TIFF", "AVIF"]  # stored as PNG; never formats that run programs or read other files
 _ENDS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 
@@ -40,13 +53,13 @@ def _pack(data: bytes, packing: Packing) -> bytes:
     if not _is_stored_format(data):
         data = _to_png(data)
     suffix, size = image_suffix(data), image_size(data)
-    too_large = packing.max_side is not None and max(size) > packing.max_side
-    picture = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
-    if too_large or picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        _check_decodes(data, suffix)
-        return _encode(_shrunk(ImageOps.exif_transpose(picture), packing.max_side), suffix)
+    header = Image.open(io.BytesIO(data), formats=_STORED_FORMATS)
+    turn = _TURNS.get(header.getexif().get(_EXIF_ORIENTATION, 1))
+    if turn is not None or (packing.max_side is not None and max(size) > packing.max_side):
+        picture = _shrunk(_decoded(data, suffix, header), packing.max_side)
+        return _encode(picture if turn is None else picture.transpose(turn), suffix)
     if packing.check_images == "decode":
-        _check_decodes(data, suffix)
+        _check_decodes(data, suffix, header)
     else:
         _check_end(data, suffix)
     return data
@@ -71,13 +84,20 @@ def _to_png(data: bytes) -> bytes:
     return _encode(ImageOps.exif_transpose(picture), "png")
 
 
-def _check_decodes(data: bytes, suffix: str) -> None:
-    if suffix == "jpg":
+def _check_decodes(data: bytes, suffix: str, header: ImageFile) -> None:
+    if suffix == "jpg" and header.mode != "CMYK":
         _check_end(data, suffix)
-    if suffix == "jpg" and simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)  # at 1/8 size; strict, where Pillow is lenient
     else:
-        Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"]).load()
+        header.load()
+
+
+def _decoded(data: bytes, suffix: str, header: ImageFile) -> Image.Image:
+    if suffix == "jpg" and header.mode in _JPEG_MODES:
+        _check_end(data, suffix)
+        pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_MODES[header.mode])
+        return Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+    return header
 
 
 def _check_end(data: bytes, suffix: str) -> None:
@@ -92,7 +112,7 @@ def _shrunk(picture: Image.Image, max_side: int | None) -> Image.Image:
     if max_side is None or longer <= max_side:
         return picture
     width, height = (max(1, round(side * max_side / longer)) for side in picture.size)
-    return _eight_bits(picture).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return _eight_bits(picture).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

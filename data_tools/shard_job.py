@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,11 +51,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of a job; no shard when every row failed."""
+    """What came of a job; no shard when every row failed. The failures themselves stay on disk."""
 
     number: int
     shard: ShardInfo | None
-    failures: list[Failure]
+    reasons: Counter[str]
+    """How many rows failed, by reason."""
     reused: bool
 
 
@@ -64,23 +66,36 @@ class _NothingToWrite(Exception):
 
 def build_shard(job: ShardJob, count: Count) -> ShardResult:
     """Build the shard, unless it stands already; its failures are written down last, which marks the job as done."""
-    done = job.work / f"{job.shard}.json"
-    if done.exists():
-        failures = [Failure(**failure) for failure in json.loads(done.read_text())]
+    failures = read_failures(job.work, job.number)
+    if failures is not None:
         info = finished_shard(job.output, job.shard, plan=job.fingerprint)
         if info or len(failures) == job.rows:
             count(Progress(job.rows, len(failures)))
-            return ShardResult(job.number, info, failures, reused=True)
+            return ShardResult(job.number, info, _reasons(failures), reused=True)
     info, failures = _write(job, count)
-    write_text(done, json.dumps([asdict(failure) for failure in failures]))
-    return ShardResult(job.number, info, failures, reused=False)
+    write_lines(_failures_path(job.work, job.number), [json.dumps([asdict(failure) for failure in failures])])
+    return ShardResult(job.number, info, _reasons(failures), reused=False)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that stands under its name only when it is whole and on disk."""
+def read_failures(work: Path, number: int) -> list[Failure] | None:
+    """The rows of a shard that failed; None when its job is not done."""
+    path = _failures_path(work, number)
+    return [Failure(**failure) for failure in json.loads(path.read_text())] if path.exists() else None
+
+
+def _failures_path(work: Path, number: int) -> Path:
+    return work / f"{number:06d}.json"
+
+
+def _reasons(failures: Sequence[Failure]) -> Counter[str]:
+    return Counter(failure.reason for failure in failures)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file that stands under its name only when it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -228,10 +228,12 @@ def test_two_builds_cannot_work_on_one_output(tmp_path: Path) -> None:
 def test_names_and_texts_that_utf8_cannot_hold_are_packed_all_the_same(tmp_path: Path) -> None:
     odd = tmp_path / "caf\udce9.jpg"  # a file name in latin-1, as Python sees it
     odd.write_bytes(picture(0))
-    build([Row(odd.name, odd, None, ("half \ud800 a\x00 character",), {"note": "\ud800"})], tmp_path / "out", workers=1)
+    gone = Row("gone", tmp_path / "g\udce9.jpg", None, ("gone",))
+    build([Row(odd.name, odd, None, ("half \ud800 a\x00 character",), {"note": "\ud800"}), gone], tmp_path / "out", workers=1, max_bad=0.5)
     sample = open_dataset(tmp_path / "out").read(0, [0])[0]
     assert sample.captions == ["half ? a character"]  # type: ignore[union-attr]
     assert sample.record["note"] == "?"  # type: ignore[union-attr]
+    assert json.loads((tmp_path / "out" / "failures.jsonl").read_text())["detail"] == f"{tmp_path}/g?.jpg"
 
 
 def test_the_plan_holds_one_row_group_a_shard(tmp_path: Path) -> None:
