@@ -106,7 +106,10 @@ def agree(request: Request) -> Agreement:
     Raises:
         ContrastError: on every rank alike, when any rank's input is unusable or the ranks disagree.
     """
-    problem = find_problem(request)
+    try:
+        problem = find_problem(request)
+    except Exception as error:  # whatever it is, the other ranks must hear of it: they are about to wait for this one
+        problem = f"{type(error).__name__}: {error}"
     table = request.mesh.gather(_facts(request, problem).to(request.mesh.device)).tolist()
     ranks = [_Facts(*row) for row in table]
     if any(facts.problem for facts in ranks):

@@ -156,7 +156,7 @@ class Mesh:
 
 
 def start(device: DeviceName = "auto", *, timeout_s: float = 600.0) -> Mesh:
-    """Join the ranks that torchrun or Slurm started (RANK, WORLD_SIZE, LOCAL_RANK), or be one rank alone.
+    """Join the ranks that torchrun started (it sets RANK, WORLD_SIZE and LOCAL_RANK), or be one rank alone.
 
     CUDA ranks speak NCCL, others gloo. A rank that hears nothing for `timeout_s` seconds fails.
 

@@ -162,7 +162,9 @@ def test_metrics_count_hits_and_do_not_hold_equal_captions_against_a_pair(ranks)
 class CountProducts(TorchDispatchMode):
     """Multiplications in all matrix products (torch's own counter overlooks those that add in place)."""
 
-    multiplications = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiplications = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -187,6 +189,40 @@ def test_each_logit_is_computed_once_in_the_world_and_four_products_suffice_for_
     product = 24 * 24 * 12
     assert sum(ranks(6)(count_products, rows, False)) == product
     assert sum(ranks(6)(count_products, rows, True)) == 4 * product
+
+
+class CountReceived(TorchDispatchMode):
+    """Bytes that collectives bring to this rank from others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            name = function.overloadpacket.__name__
+            assert name in ("_allgather_base_", "alltoall_base_"), f"{name} is not counted"
+            output, own = args[0], args[1]
+            # gathered: everything but one's own; exchanged: of the equal parts of G ranks, all but one's own
+            kept = own.nbytes if name == "_allgather_base_" else output.nbytes // len(args[3])
+            self.received += output.nbytes - kept
+        return function(*args, **(kwargs or {}))
+
+
+def count_received(mesh: Mesh, rows: int) -> int:
+    batch = textbook.make_batch(48 * mesh.world, width=256).to(torch.float32)
+    pairs, scale, bias = own_rows(mesh, batch, [48] * mesh.world)
+    mesh.grid(rows)
+    with CountReceived() as counter:
+        contrastive_loss(Clip(), pairs, scale, bias, settings=ContrastSettings(grid_rows=rows), mesh=mesh)
+    return counter.received
+
+
+@pytest.mark.parametrize(("world", "rows"), [(4, 2), (4, 1), (6, 2), (6, 3)])
+def test_a_rank_receives_the_least_bytes_its_grid_allows(ranks, world, rows):
+    features = (2 * (rows - 1) + 2 * (world // rows - 1)) * 48 * 256 * 4
+    for received in ranks(world)(count_received, rows):
+        assert features < received <= 1.02 * features  # besides features and their gradients: a few numbers for each row
 
 
 def only_rank_zero_wants_gradients(mesh: Mesh) -> list[bool]:
@@ -224,6 +260,7 @@ def spoil(mesh: Mesh, what: str) -> tuple[Objective, Pairs, torch.Tensor, torch.
             "counts_differ": {"y": pairs.y[:2]},
             "one_dimension": {"x": pairs.x[0], "y": pairs.y[0]},
             "other_device": {"x": pairs.x.to("meta"), "y": pairs.y.to("meta")},
+            "sparse": {"x": pairs.x.detach().to_sparse(), "y": pairs.y.detach().to_sparse()},
             "no_guide": {"guide_y": None},
             "no_ids": {"ids": None},
             "ids_missing_on_a_rank": {"ids": None},
@@ -263,6 +300,7 @@ def message_of(mesh: Mesh, what: str) -> str:
         ("mixed_dtypes", "rank 1 of 3: x is torch.float32 and y is torch.float64"),
         ("integers", "rank 1 of 3: x is torch.int64"),
         ("other_device", "rank 1 of 3: x is on meta, this rank's device is cpu"),
+        ("sparse", "rank 1 of 3: NotImplementedError: "),
         ("no_guide", "rank 1 of 3: objective Cwcl needs guide features of the second modality (guide_y), none was given"),
         ("no_ids", "rank 1 of 3: objective Clip needs caption ids"),
         ("ids_missing_on_a_rank", "ranks disagree about the caption ids: rank 0: 1, rank 1: 0"),

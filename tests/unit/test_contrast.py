@@ -60,6 +60,16 @@ def test_objectives_reproduce_the_golden_values(key, objective, scale, bias, set
         torch.testing.assert_close(found[name], float64(expected[name]), rtol=1e-9, atol=1e-10)  # golden gradients are finite differences
 
 
+@pytest.mark.parametrize("settings", [DENSE, TILED], ids=["dense", "tiled"])
+def test_cwcl_takes_its_weights_from_the_second_modality_unless_told_otherwise(settings):
+    inputs = {name: float64(values) for name, values in GOLDEN["inputs"].items()}  # the golden weights are those of x
+    x, y = inputs["y"].requires_grad_(), inputs["x"].requires_grad_()
+    output = run(Cwcl(), Pairs(x, y, guide_y=inputs["u"]), float64(10.0), settings=settings)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(GOLDEN["values"]["cwcl"]["value"], rel=1e-13)
+    torch.testing.assert_close(y.grad, float64(GOLDEN["values"]["cwcl"]["grad_x"]), rtol=1e-9, atol=1e-10)
+
+
 def test_equal_embeddings_cost_the_logarithm_of_the_batch():
     x = torch.eye(3, dtype=torch.float64)[[0] * 7]
     assert run(Clip(), Pairs(x, x), 20.0).loss.item() == pytest.approx(math.log(7), rel=1e-14)
