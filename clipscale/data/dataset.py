@@ -107,13 +107,21 @@ class DatasetIndex:
         return columns
 
     def read(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
-        """The samples at these places in the shard's sidecar; a sample that cannot be read is a ShardError in its place.
+        """The samples at these places in the shard's sidecar; a sample that cannot be read, twice, is a ShardError in its place.
 
         Raises:
             ShardError: the shard's sidecar cannot be read.
         """
         if self._process != os.getpid():
             self._reset()
+        samples = self._read_once(shard, rows)
+        failed = [place for place, sample in enumerate(samples) if isinstance(sample, ShardError)]
+        if failed:  # a store that sent too little, or something else, may do better the second time
+            for place, sample in zip(failed, self._read_once(shard, [rows[place] for place in failed]), strict=True):
+                samples[place] = sample
+        return samples
+
+    def _read_once(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
         columns = self._where(shard)
         spans = [(int(columns["offset"][row]), int(columns["bytes"][row])) for row in rows]
         return [

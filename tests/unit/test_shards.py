@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from making_data import png, recording, tone, write_dataset
 
 from clipscale.data.shards import ShardWriter, finished_shard, open_dataset, read_about, read_member, write_index
@@ -287,6 +289,56 @@ def test_data_in_an_fsspec_store_reads_like_a_folder(tmp_path: Path) -> None:
     local, remote = open_dataset(folder), open_dataset("memory://shards")
     assert remote.fingerprint == local.fingerprint
     assert remote.read(0, [1, 0]) == local.read(0, [1, 0])
+
+
+class FlakyStore(MemoryFileSystem):
+    """A store whose next reads go wrong as told."""
+
+    protocol = "flaky"
+    cachable = False
+    faults: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("flaky:/"))
+
+    def cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **options: object) -> list[bytes]:  # type: ignore[override]
+        data: list[bytes] = super().cat_ranges(paths, starts, ends, **options)
+        fault = self.faults.pop(0) if self.faults else "none"
+        if fault == "silent":
+            raise TimeoutError("the store did not answer")
+        return {"none": data, "short": [part[:-1] for part in data], "wrong": [part[:600] + b"?" + part[601:] for part in data]}[fault]
+
+
+@pytest.fixture
+def flaky(tmp_path: Path) -> tuple[Path, str]:
+    """A data set in a folder, and the address of the same in a store that can fail."""
+    folder = write_dataset(tmp_path, [3])
+    fsspec.register_implementation("flaky", FlakyStore, clobber=True)
+    for path in folder.iterdir():
+        FlakyStore().pipe_file(f"/flaky/{path.name}", path.read_bytes())
+    return folder, "flaky://flaky"
+
+
+@pytest.mark.parametrize("faults", ["silent", "silent silent silent", "short", "wrong", "silent short silent"])
+def test_a_store_that_fails_and_then_answers_costs_no_sample(flaky: tuple[Path, str], faults: str) -> None:
+    folder, address = flaky
+    FlakyStore.faults[:] = faults.split()
+    assert open_dataset(address).read(0, [2, 0]) == open_dataset(folder).read(0, [2, 0])
+    assert FlakyStore.faults == []
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ("silent " * 8, "cannot be read, after 4 tries: the store did not answer"),
+        ("short short", "ends inside sample"),
+        ("wrong wrong", "checksum"),
+    ],
+)
+def test_a_store_that_keeps_failing_is_named(flaky: tuple[Path, str], faults: str, message: str) -> None:
+    FlakyStore.faults[:] = faults.split()
+    assert all(message in str(sample) for sample in open_dataset(flaky[1]).read(0, [2, 0]))
 
 
 def test_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
