@@ -46,6 +46,11 @@ class Line:
         """[sum of the line's b, ...] -> [ranks, b, ...]: what each rank of the line holds for this rank's rows."""
         return exchange_rows(rows, self.sizes, self.own, self.group)
 
+    def add_up(self, rows: Tensor) -> Tensor:
+        """[sum of the line's b, ...] -> [b, ...]: what the ranks hold for this rank's rows, added in rank order."""
+        parts = self.exchange(rows)
+        return parts[0] if len(parts) == 1 else parts.sum(0)
+
     def samples(self, features: Tensor, ids: Tensor | None, guide: Tensor | None) -> Samples:
         """All samples of the line, of one side."""
         return Samples(
@@ -99,11 +104,11 @@ class _GridLoss:
             _gather_pulls(self.y_line, finished.pulls["y"]),
         )
         pair = finished.positive.unsqueeze(1)
-        unscaled_x = self.x_line.exchange(swept.x).sum(0) + pair * self.y
-        unscaled_y = self.y_line.exchange(swept.y).sum(0) + pair * self.x
-        scale = (self.x * unscaled_x).sum(dtype=torch.float64)  # Σ_j d loss/d logit_ij · cosine_ij, for this rank's rows
+        x = self.x_line.add_up(swept.x).addcmul_(pair, self.y)  # in place: these are the largest tensors there are
+        y = self.y_line.add_up(swept.y).addcmul_(pair, self.x)
+        scale = (self.x * x).sum(dtype=torch.float64)  # Σ_j d loss/d logit_ij · cosine_ij, for this rank's rows
         bias = swept.bias if self.bias is None else swept.bias + finished.positive.sum(dtype=torch.float64)
-        return Gradients(unscaled_x * self.scale, unscaled_y * self.scale, scale, bias)
+        return Gradients(x.mul_(self.scale), y.mul_(self.scale), scale, bias)
 
 
 def _gather_pulls(line: Line, pulls: dict[str, Pull]) -> dict[str, Pull]:

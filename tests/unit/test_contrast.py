@@ -169,6 +169,12 @@ def test_the_loss_takes_part_in_larger_expressions():
     torch.testing.assert_close(leaf.grad, 3 * expected + 1, rtol=1e-12, atol=1e-13)
 
 
+def test_a_single_pair_has_metrics_that_are_numbers():
+    metrics = run(Clip(), Pairs(torch.ones(1, 1), torch.ones(1, 1)), 1.0).metrics
+    expected = {"x_to_y_top1": 1.0, "y_to_x_top1": 1.0, "mean_positive": 1.0, "hardest_negative": -1.0}
+    assert {name: value.item() for name, value in metrics.items()} == expected
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the most elements any operation produced."""
 
