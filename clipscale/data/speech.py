@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clipscale.data.media import speech_suffix
-from clipscale.data.random_numbers import between, uniform
+from clipscale.data.random_numbers import between, uniform, white_noise
 from clipscale.errors import ConfigError, ShardError
 from clipscale.settings import Settings
 
@@ -240,8 +240,8 @@ def _noisy(wave: Tensor, length: Tensor, augment: SpeechAugment, seeds: Tensor) 
     valid = _valid(wave.shape[1], length)
     loudness = (wave.square().sum(1) / length).sqrt()
     share = between(seeds, 0, augment.noise, purpose="speech/noise share")
-    noise = (uniform(seeds, wave.shape[1], purpose="speech/noise") * 2 - 1).float() * math.sqrt(3)
-    return wave + noise * (loudness * share)[:, None] * valid
+    noise = white_noise(seeds, wave.shape[1], purpose="speech/noise")
+    return wave + noise * (math.sqrt(3) * loudness * share)[:, None] * valid  # the root mean square of uniform noise is 1 / √3
 
 
 def _shifted(wave: Tensor, length: Tensor, spec: SpeechInput, augment: SpeechAugment, seeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clipscale.data.random_numbers import between, combined, splitmix64, uniform
+from clipscale.data.random_numbers import between, combined, splitmix64, uniform, white_noise
 
 
 def test_splitmix64_gives_the_published_numbers() -> None:
@@ -44,6 +44,18 @@ def test_between_stays_between() -> None:
     assert numbers.min() >= -2
     assert numbers.max() <= 6
     assert numbers.mean().item() == pytest.approx(2, abs=0.1)
+
+
+def test_white_noise_is_uniform_and_white() -> None:
+    noise = white_noise(torch.arange(40), 20_001, purpose="test")
+    assert noise.dtype == torch.float32
+    assert torch.equal(noise[3:4], white_noise(torch.tensor([3]), 20_001, purpose="test"))
+    assert -1 <= noise.min() < -0.999
+    assert 0.999 < noise.max() < 1
+    assert noise.mean().item() == pytest.approx(0, abs=4 * 0.577 / 894)
+    assert noise.square().mean().item() == pytest.approx(1 / 3, abs=4 * 0.298 / 894)
+    for lag in range(1, 9):
+        assert (noise[:, lag:] * noise[:, :-lag]).mean().abs() < 4.5 / 3 / 894
 
 
 def test_combined_keys_are_all_different() -> None:
