@@ -63,9 +63,9 @@ def _header(run: RunRecords, titles: Sequence[str]) -> Markup:
     tiles = training_tiles(run)
     return element(
         "header",
-        element("p", "clipscale ", "run" if run.last_step else "evaluation", class_="eyebrow"),
+        element("p", "clipscale ", "run" if run.trained else "evaluation", class_="eyebrow"),
         element("h1", run.name),
-        element("p", element("span", words, class_=f"state {state}") if run.last_step else None, _subtitle(run), class_="subtitle"),
+        element("p", element("span", words, class_=f"state {state}") if run.trained else None, _subtitle(run), class_="subtitle"),
         element("dl", [_tile(*tile) for tile in tiles], class_="tiles") if tiles else None,
         element("nav", [element("a", title, href=f"#{_anchor(title)}") for title in titles]),
     )

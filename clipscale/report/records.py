@@ -60,6 +60,11 @@ class RunRecords:
         return str(self.config.get("name") or self.folder.resolve().name)
 
     @property
+    def trained(self) -> bool:
+        """Whether this is a training run, be it one that has not taken a step yet, and not an evaluation alone."""
+        return bool(self.config or self.metrics)
+
+    @property
     def kinds(self) -> list[str]:
         """Pair kinds, in the configuration's order."""
         measured = [place[1] for place in self.metrics if place[0] == "kinds" and len(place) > 2]
@@ -83,6 +88,13 @@ def read_run(folder: Path) -> RunRecords:
     if not any((folder / name).is_file() for name in known):
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise RunFolderError(f"report of {folder}: it holds neither a run nor an evaluation ({', '.join(known)}); it holds {found}")
+    try:
+        return _read_files(folder)
+    except OSError as error:
+        raise RunFolderError(f"report of {folder}: {error.filename} cannot be read: {error.strerror}") from None
+
+
+def _read_files(folder: Path) -> RunRecords:
     warnings: list[str] = []
     return RunRecords(
         folder=folder,
@@ -102,12 +114,16 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text, parse_constant=_refuse) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} is damaged: {error}; restore it, or remove it to have a report without it") from None
     if not isinstance(values, dict):
         raise RunFolderError(f"{path} should hold a mapping, it holds {type(values).__name__}; remove it to have a report without it")
     return values
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _read_evaluations(path: Path) -> dict[str, Evaluation]:
@@ -142,16 +158,18 @@ def _read_lines(path: Path, warnings: list[str]) -> Iterator[dict[str, Any]]:
 
 def _read_curves(path: Path, warnings: list[str]) -> dict[Place, Curve]:
     """Every number in a JSON-lines file as a curve over `step`; of a step that was taken twice the later line holds."""
-    steps: dict[Place, array[int]] = {}
-    values: dict[Place, array[float]] = {}
+    columns: dict[Place, tuple[array[int], array[float]]] = {}
     for record in _read_lines(path, warnings):
         step = record.get("step")
         if not isinstance(step, int):
             continue
         for place, value in _numbers(record, ()):
-            steps.setdefault(place, array("q")).append(step)
-            values.setdefault(place, array("d")).append(value)
-    return {place: _rising(np.array(steps[place], np.int64), np.array(values[place], np.float64)) for place in steps}
+            column = columns.get(place)
+            if column is None:
+                column = columns[place] = (array("q"), array("d"))
+            column[0].append(step)
+            column[1].append(value)
+    return {place: _rising(np.array(steps, np.int64), np.array(values, np.float64)) for place, (steps, values) in columns.items()}
 
 
 def _numbers(record: Mapping[str, Any], place: Place) -> Iterator[tuple[Place, float]]:

@@ -327,6 +327,20 @@ def test_large_pictures_are_made_small(tmp_path: Path) -> None:
     assert (image.attributes["width"], image.attributes["height"]) == ("320", "107")
 
 
+def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: early\nsteps: 10\n")
+    page = page_of(tmp_path)
+    assert "clipscale run" in page.text
+    assert "running, or interrupted" in page.text
+    assert page.all("figure", "chart") == []
+
+
+def test_one_step_is_drawn_as_a_dot(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 5.0}])
+    (path,) = page_of(tmp_path).all("path", "line")
+    assert path.attributes["d"] == "M5000 5000h1"
+
+
 def test_of_a_step_taken_twice_the_later_line_holds(tmp_path: Path) -> None:
     write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 9.0}, {"step": 2, "loss": 4.0}])
     chart = json.loads(page_of(tmp_path).all("figure", "chart")[0].attributes["data-chart"])
@@ -339,6 +353,7 @@ def test_of_a_step_taken_twice_the_later_line_holds(tmp_path: Path) -> None:
         (None, "", "there is no such folder"),
         ("notes.txt", "hello", r"holds neither a run nor an evaluation .* it holds notes\.txt"),
         ("evaluation.json", "{", r"evaluation\.json is damaged"),
+        ("evaluation.json", '{"digits": {"name": "digits", "n": NaN}}', "NaN is not a number in JSON"),
         ("evaluation.json", '{"digits": {"name": "digits"}}', "does not hold evaluations as clipscale writes them"),
         ("config.yaml", "- a list", r"config\.yaml should hold a mapping, it holds list"),
     ],
