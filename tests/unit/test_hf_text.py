@@ -164,6 +164,8 @@ def test_either_weights_or_a_configuration_are_needed() -> None:
         build(config={"model_type": "bert"})
 
 
-def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing_not_even_about_weights_of_a_head(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = {**load_file(folder / "model.safetensors"), "classifier.weight": torch.ones(2, 2)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     build(model=str(folder), context_length=16)
     assert capfd.readouterr() == ("", "")

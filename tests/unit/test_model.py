@@ -185,7 +185,10 @@ def test_cached_features_do_not_depend_on_the_batch_they_came_first_in(tokenizer
     one, other = build(tokenizer, locked=True, cached_rows=10), build(tokenizer, locked=True, cached_rows=10)
     short, long = batch(one, ["a cat", "seven"])["text"], batch(one, ["two dogs run over the wide green field at night", "a cat"])["text"]
     one.encode("text", short)
+    shapes: list[list[int]] = []
+    other.towers["text"].register_forward_pre_hook(lambda _, inputs: shapes.append(list(inputs[0]["tokens"].shape)))
     assert torch.equal(one.features("text", long), other.features("text", long))
+    assert shapes == [[1, 12], [1, 4]]  # alone, and without padding: [CLS] a cat [SEP]
 
 
 def test_evaluation_encodes_captions_as_a_batch_past_the_cache(tokenizer: str) -> None:

@@ -114,6 +114,14 @@ def test_another_image_size_keeps_the_weights(original: Any, tmp_path: Path) -> 
     assert tower({"pixels": torch.randn(1, 3, 48, 48)}).shape == (1, 12)
 
 
+@pytest.mark.parametrize("patch_dropout", [None, 0.5])
+def test_patches_are_dropped_in_training_when_asked(original: Any, patch_dropout: float | None) -> None:
+    del original  # only registers the architecture
+    tower = build("open_clip_image", {"architecture": "small-clip", "patch_dropout": patch_dropout}).train()
+    inputs = {"pixels": torch.randn(1, 3, 32, 32)}
+    assert torch.equal(tower(inputs), tower(inputs)) is (patch_dropout is None)
+
+
 def test_without_weights_the_seed_decides(original: Any) -> None:
     del original  # only registers the architecture
     tower = Tower.model_validate({"name": "open_clip_image", "architecture": "small-clip"})
