@@ -125,7 +125,9 @@ class ColumnRows(Rows):
         asked = (self.image_column, self.speech_column, *self.caption_columns, self.label_column, self.intent_column, self.speaker_column)
         for name in (*asked, *self.slot_columns):
             if name is not None and name not in names:
-                raise ConfigError(f"input {self.input}: there is no column '{name}'{did_you_mean(name, names)} (it has: {', '.join(names)})")
+                raise ConfigError(
+                    f"input {self.input}: there is no column '{name}'{did_you_mean(name, names)} (it has: {', '.join(names)})"
+                )
 
     def _media_columns(self, names: Sequence[str], head: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
         if self.image_column or self.speech_column:

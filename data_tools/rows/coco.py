@@ -36,7 +36,7 @@ class Coco(Rows):
         with_captions = sum(image["id"] in captions for image in images)
         return [
             f"images: {with_captions} with captions, of {len(images)}",
-            f"captions: {sum(map(len, captions.values()))}",
+            f"captions: {sum(len(captions.get(image['id'], [])) for image in images)}",
             f"files: in {self._media_folder()}",
         ]
 
@@ -72,10 +72,8 @@ class Coco(Rows):
         for image in images:
             image["license_name"] = licences.get(image.get("license"))
         captions: dict[Any, list[str]] = {}
-        known = {image["id"] for image in images}
         for annotation in content["annotations"]:
-            if annotation["image_id"] in known:
-                captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
+            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]))
         return images, captions
 
     def _media_folder(self) -> Path:

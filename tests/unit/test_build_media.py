@@ -74,7 +74,9 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped_when_shrunk() -> None:
 
 def test_transparency_survives_shrinking() -> None:
     clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
-    assert decoded(pack_image(encoded(clear, "PNG"), Packing(max_side=20))).mode == "RGBA"
+    for picture in (clear, clear.convert("LA"), clear.quantize(4)):
+        packed = decoded(pack_image(encoded(picture, "PNG"), Packing(max_side=20)))
+        assert packed.getpixel((10, 10))[-1] == 0  # type: ignore[index]
 
 
 def test_cmyk_jpegs_are_read() -> None:

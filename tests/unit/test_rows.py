@@ -24,10 +24,11 @@ def read(path: Path, **options: Any) -> list[Row]:
 
 def test_folder_takes_every_line_of_the_text_beside_a_file_as_a_caption(tmp_path: Path) -> None:
     write(tmp_path / "b/2.JPG")
-    write(tmp_path / "b/2.txt", "two\n\na pair\n")
+    write(tmp_path / "b/2.txt", "two\n \na pair\n")
     write(tmp_path / "a.wav")
     write(tmp_path / "a.txt", "\ufeffone")
     write(tmp_path / ".hidden.jpg")
+    write(tmp_path / ".cache/thumbnail.jpg")
     first, second = read(tmp_path)
     assert (first.name, first.image, first.speech, first.captions) == ("a.wav", None, tmp_path / "a.wav", ("one",))
     assert (second.name, second.image, second.captions) == ("b/2.JPG", tmp_path / "b/2.JPG", ("two", "a pair"))
@@ -94,6 +95,11 @@ def test_table_finds_separator_files_captions_and_fields(tmp_path: Path, separat
     assert row == Row("t.csv:2", None, tmp_path / "x.mp3", ("Hi, you; | all",), {"id": "1", "age": "30", "speaker": "me"})
 
 
+def test_cells_may_have_spaces_before_their_quotes(tmp_path: Path) -> None:
+    (row,) = read(write(tmp_path / "t.csv", 'file, caption\n1.jpg, "a dog, a cat"\n'))
+    assert row.captions == ("a dog, a cat",)
+
+
 def test_table_columns_can_be_named_and_slots_collected(tmp_path: Path) -> None:
     table = write(tmp_path / "t.csv", "wav,what,say,action,object\nrec/1.wav,x,Lights on,activate,lights\n")
     media = tmp_path / "media"
@@ -144,7 +150,10 @@ def test_lines_that_cannot_be_rows_are_problems_and_do_not_hide_the_others(tmp_p
 
 
 def test_jsonl_reads_lists_of_captions_and_keeps_fields(tmp_path: Path) -> None:
-    rows = [{"image": "a.png", "captions": ["one", "two"], "label": 3, "more": {"deep": [1]}}, {"image": "b.png", "captions": "solo"}]
+    rows = [
+        {"image": "a.png", "captions": ["one", "two"], "label": 3, "more": {"deep": [1]}, "score": float("nan")},
+        {"image": "b.png", "captions": "solo"},
+    ]
     path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)) + "\n\nnot json\n")
     first, second, broken = read(path)
     assert (first.captions, first.record) == (("one", "two"), {"label": 3, "more": {"deep": [1]}})
