@@ -106,7 +106,7 @@ class _GridLoss:
         pair = finished.positive.unsqueeze(1)
         x = self.x_line.add_up(swept.x).addcmul_(pair, self.y)  # in place: these are the largest tensors there are
         y = self.y_line.add_up(swept.y).addcmul_(pair, self.x)
-        scale = (self.x * x).sum(dtype=torch.float64)  # Σ_j d loss/d logit_ij · cosine_ij, for this rank's rows
+        scale = (self.x * x).sum(1).sum(dtype=torch.float64)  # Σ_j d loss/d logit_ij · cosine_ij, for this rank's rows
         bias = swept.bias if self.bias is None else swept.bias + finished.positive.sum(dtype=torch.float64)
         return Gradients(x.mul_(self.scale), y.mul_(self.scale), scale, bias)
 
