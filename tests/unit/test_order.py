@@ -85,6 +85,14 @@ def test_epochs_differ_and_so_do_seeds() -> None:
     assert len({tuple(batch) for batch in drawn}) == 6
 
 
+def test_shards_come_in_another_order_in_each_epoch() -> None:
+    """What stands in the first block of an epoch is drawn anew, not only its order."""
+    order = Order({"a": np.full(20, 5)}, {"a": 1}, seed=0, global_batch=100, block=10)
+    firsts = [frozenset(order.batch(number).shard[:10].tolist()) for number in range(5)]
+    assert all(len(first) == 2 for first in firsts)
+    assert len(set(firsts)) == 5
+
+
 def test_another_source_does_not_change_a_sources_order() -> None:
     alone = Order({"a": np.array([30])}, {"a": 1}, seed=3, global_batch=30).batch(0)
     mixed = Order({"b": np.array([7]), "a": np.array([30])}, {"b": 1, "a": 1}, seed=3, global_batch=60).batch(0)

@@ -201,6 +201,15 @@ def test_a_recordings_result_does_not_depend_on_its_neighbours(spec: SpeechInput
         torch.testing.assert_close(alone[name][0, ..., :length], together[name][row, ..., :length], atol=2e-4, rtol=0)  # other sums' order
 
 
+def test_a_click_at_the_very_end_is_heard_the_same_beside_a_longer_recording() -> None:
+    """Whisper's frames are measured against the loudest; the one behind the end, that only padding makes, must not be it."""
+    click = 0.001 * speechlike(1.0)
+    click[-1] = 1.0
+    alone = prepare_speech(collated(click, spec=WHISPER), WHISPER)["mel"][0]
+    beside = prepare_speech(collated(click, speechlike(2.0), spec=WHISPER), WHISPER)["mel"][0]
+    torch.testing.assert_close(alone, beside[:, :100], atol=1e-5, rtol=0)
+
+
 def test_normalised_waveforms_equal_wav2vec2s() -> None:
     from transformers import Wav2Vec2FeatureExtractor
 
