@@ -119,13 +119,14 @@ class _Waveform(TowerModule):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """`waveform` [b, T] and `length` [b] in samples to features [b, d]."""
         shortest = _receptive_field(self.encoder.config)
-        waveform, length = inputs["waveform"], inputs["length"].clamp(min=shortest)
-        waveform = functional.pad(waveform, (0, max(0, shortest - waveform.shape[1])))
+        silenced = inputs["waveform"].masked_fill(~valid_positions(inputs["length"], inputs["waveform"].shape[1]), 0.0)
+        waveform = functional.pad(silenced, (0, max(0, shortest - silenced.shape[1])))
+        length = inputs["length"].clamp(min=shortest)
         valid = valid_positions(length, waveform.shape[1])
         norm = getattr(self.encoder.feature_extractor.conv_layers[0], "layer_norm", None)
         if isinstance(norm, _MaskedChannelNorm):
             norm.length = (length - self.encoder.config.conv_kernel[0]) // self.encoder.config.conv_stride[0] + 1
-        hidden: Tensor = self.encoder(waveform.masked_fill(~valid, 0.0), attention_mask=valid.long()).last_hidden_state
+        hidden: Tensor = self.encoder(waveform, attention_mask=valid.long()).last_hidden_state
         frames = self.encoder._get_feat_extract_output_lengths(length)
         return masked_mean(hidden, valid_positions(frames, hidden.shape[1]))
 

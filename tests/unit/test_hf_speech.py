@@ -83,6 +83,10 @@ def test_each_recording_of_a_batch_gives_the_mean_that_transformers_gives_for_it
 def test_a_recording_shorter_than_one_frame_counts_as_one() -> None:
     tower = build(config={"model_type": "wav2vec2", **WAVEFORM})
     assert tower({"waveform": torch.randn(2, 7), "length": torch.tensor([7, 0])}).isfinite().all()
+    noise, silence = torch.randn(1, 100), torch.zeros(1, 100)
+    noise[:, :7] = silence[:, :7] = torch.randn(7)
+    length = torch.tensor([7])
+    assert torch.equal(tower({"waveform": noise, "length": length}), tower({"waveform": silence, "length": length}))
 
 
 @pytest.mark.parametrize("normalise", [True, False])
