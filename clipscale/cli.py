@@ -98,13 +98,15 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a folde
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Option(help="The run's name; another name trains afresh on the same data.")] = "demo",
-    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY.PATH=VALUE...]", help="Settings over configs/demo.yaml; name=... trains afresh on the same data."),
+    ] = None,
 ) -> None:
     """Make data, build shards, train on 2 ranks, stop, resume, evaluate and report: the whole system, small."""
     from clipscale.demo.story import tell
 
-    page = tell(name=name, seed=seed)
+    page = tell(overrides or [])
     _print_table(page.parent)
     print(page)
 

@@ -6,9 +6,10 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clipscale.config import load_run
 from clipscale.errors import ConfigError, RunError
 
 _CHECKOUT = Path(__file__).parents[2]
@@ -25,8 +26,11 @@ DATA_SETS = {
 """Data set -> the raw manifest it is built from, both below runs/demo-data."""
 
 
-def tell(*, name: str, seed: int) -> Path:
+def tell(overrides: Sequence[str] = ()) -> Path:
     """Run the whole demo in the current folder; what is there already is used again. Returns the report's path.
+
+    Args:
+        overrides: settings over configs/demo.yaml, as in `name=again seed=1`.
 
     Raises:
         ConfigError: this installation has no configs/ and launch/ beside it.
@@ -35,22 +39,21 @@ def tell(*, name: str, seed: int) -> Path:
     config = _CHECKOUT / "configs" / "demo.yaml"
     if not config.exists():
         raise ConfigError(f"the demo needs a checkout of the repository: there is no {config}")
+    settings = [os.path.relpath(config), *overrides]
+    run = load_run(settings[:1], settings[1:])
     _say("1/5  Data: scanned digits, and spoken digits and home commands")
     _make_raw_data()
     for data_set, manifest in DATA_SETS.items():
         _run([sys.executable, "-m", "data_tools", "build", str(_DATA / manifest), str(_DATA / data_set)])
-    settings = [os.path.relpath(config), f"name={name}", f"seed={seed}"]
-    half = _steps(settings) // 2
     _say(f"2/5  Training on {_RANKS} ranks, stopped half way, behind a checkpoint")
-    _launch("train", *settings, "--stop-after", str(half))
+    _launch("train", *settings, "--stop-after", str(run.steps // 2))
     _say("3/5  Training goes on from the checkpoint, with the same command")
     _launch("train", *settings)
     _say("4/5  Evaluation on what was held out")
-    folder = Path("runs") / name
-    _launch("eval", str(folder))
+    _launch("eval", str(run.run_folder))
     _say("5/5  Report")
-    _run([sys.executable, "-m", "clipscale", "report", str(folder)])
-    return folder / "report.html"
+    _run([sys.executable, "-m", "clipscale", "report", str(run.run_folder)])
+    return run.run_folder / "report.html"
 
 
 def _make_raw_data() -> None:
@@ -62,15 +65,10 @@ def _make_raw_data() -> None:
         final = _DATA / "raw" / name
         if final.exists():
             continue
+        print(f"making {final}", file=sys.stderr, flush=True)
         aside = final.with_name(f".{name}.partial")
         write(aside)
         aside.rename(final)  # a folder under its final name is whole
-
-
-def _steps(settings: list[str]) -> int:
-    from clipscale.config import load_run
-
-    return load_run(settings[:1], settings[1:]).steps
 
 
 def _launch(*arguments: str) -> None:

@@ -91,7 +91,7 @@ def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path:
     assert told.wait(timeout=120) != 0
     last = read_json_lines(tmp_path / "runs" / "hurt" / "events.jsonl")[-1]
     assert last["event"] == "stopped"
-    assert f"step-{last['step']:08d}" in os.listdir(tmp_path / "runs" / "hurt" / "checkpoints")
+    assert f"step-{last['step']:08d}" in {path.name for path in (tmp_path / "runs" / "hurt" / "checkpoints").iterdir()}
 
     finished = start_ranks(hurt)
     assert finished.wait(timeout=300) == 0, finished.stderr and finished.stderr.read()
