@@ -7,6 +7,7 @@ step; a resumed run first cuts off the lines written after its checkpoint.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -82,10 +83,8 @@ class TensorBoard:
     """Scalars into TensorBoard event files."""
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise MissingPackage("logging.tensorboard: true needs the package tensorboard: pip install 'clipscale[tensorboard]'") from None
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -102,10 +101,8 @@ class WeightsAndBiases:
     """Scalars to a Weights & Biases run that continues under the same id when training resumes."""
 
     def __init__(self, project: str, *, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise MissingPackage("logging.wandb_project needs the package wandb: pip install 'clipscale[wandb]'") from None
+        import wandb
+
         self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), config=dict(settings), resume="allow")
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -117,12 +114,20 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-def open_loggers(logging: Logging, *, name: str, folder: Path, settings: Mapping[str, Any], first_step: int) -> list[Logger]:
-    """The loggers asked for, besides JSON lines.
+def check_packages(logging: Logging) -> None:
+    """Refuse a logger whose package is not installed.
 
     Raises:
-        MissingPackage: the package one of them needs is not installed.
+        MissingPackage: with the line that installs it.
     """
+    wanted = {"tensorboard": logging.tensorboard, "wandb": logging.wandb_project is not None}
+    for package, is_wanted in wanted.items():
+        if is_wanted and importlib.util.find_spec(package) is None:
+            raise MissingPackage(f"logging asks for {package}, which is not installed: pip install 'clipscale[{package}]'")
+
+
+def open_loggers(logging: Logging, *, name: str, folder: Path, settings: Mapping[str, Any], first_step: int) -> list[Logger]:
+    """The loggers asked for, besides JSON lines."""
     loggers: list[Logger] = []
     if logging.tensorboard:
         loggers.append(TensorBoard(folder / "tensorboard", first_step=first_step))

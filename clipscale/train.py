@@ -26,7 +26,7 @@ from clipscale.data.stream import check_sources, recipe_hash, training_batches
 from clipscale.engines import Trainable
 from clipscale.errors import CheckpointError, ContrastError, NonFiniteLoss
 from clipscale.memory.grad_cache import cached_backward
-from clipscale.metrics import JsonLines, Logger, flatten, open_loggers
+from clipscale.metrics import JsonLines, Logger, check_packages, flatten, open_loggers
 from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
@@ -54,6 +54,7 @@ def check(run: Run, *, world: int) -> None:
     run.check_world(world)
     for name, kind in run.pair_kinds.items():
         check_sources(kind.sources, kind=name, modalities=kind.modalities)
+    check_packages(run.logging)
     run_folder.check(run)
 
 

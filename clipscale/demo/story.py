@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -79,7 +80,11 @@ def _launch(*arguments: str) -> None:
 
 def _run(command: list[str], *, environment: dict[str, str] | None = None) -> None:
     print(f"$ {shlex.join(_readable(command))}", file=sys.stderr, flush=True)
-    status = subprocess.run(command, env=environment, check=False).returncode
+    handler = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the command too: let it write its checkpoint
+    try:
+        status = subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if status:
         raise RunError(f"the command above ended with exit code {status}; `clipscale demo` goes on from what is finished")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
-from clipscale.metrics import JsonLines, Logging, flatten, open_loggers, read_json_lines
+import pytest
+
+from clipscale.errors import MissingPackage
+from clipscale.metrics import JsonLines, Logging, check_packages, flatten, open_loggers, read_json_lines
 
 
 def write(path: Path, steps: range) -> None:
@@ -41,6 +46,13 @@ def test_every_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
 
 def test_flatten_keeps_numbers_and_drops_the_rest() -> None:
     assert flatten({"loss": 1.5, "kinds": {"a": {"scale": 2}}, "name": "x", "flag": True}) == {"loss": 1.5, "kinds/a/scale": 2}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here, so its absence cannot be shown")
+def test_a_logger_without_its_package_is_refused_with_the_install_line() -> None:
+    with pytest.raises(MissingPackage, match=re.escape("pip install 'clipscale[wandb]'")):
+        check_packages(Logging(wandb_project="x"))
+    check_packages(Logging(tensorboard=True))
 
 
 def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
