@@ -138,9 +138,10 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
             raise DataError(f"{_called(rows)} holds no rows; nothing was written")
         about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump(), "state": plan.state}
         found = _read_about(output)
+        if found and found.get("state") != plan.state and not overwrite:
+            raise DataError(_difference(output, found, about))
+        _check_space(output, plan, packing)
         if found and found.get("state") != plan.state:
-            if not overwrite:
-                raise DataError(_difference(output, found, about))
             _clear(output, work)
         if found != about:
             write_lines(output / "build.json", [json.dumps(about, indent=1)])
@@ -150,6 +151,18 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
     for stray in [*output.glob(".*.tmp-*"), *work.glob(".*.tmp-*")]:
         stray.unlink()
     return plan
+
+
+def _check_space(output: Path, plan: Plan, packing: Packing) -> None:
+    """Images that are kept as they are need the space they take now; that of shrunk images and of recordings is not foreseen."""
+    if packing.max_side is not None:
+        return
+    free = shutil.disk_usage(output).free + sum(path.stat().st_size for path in output.glob("*.tar"))
+    if plan.image_bytes > free:
+        raise DataError(
+            f"output {output}: the images take {plan.image_bytes / 1e6:,.1f} MB, the disk has room for {free / 1e6:,.1f} MB; "
+            f"give a folder on a larger disk, or shrink the images with --max-side"
+        )
 
 
 def _called(rows: Rows | Iterable[Row]) -> str:

@@ -100,7 +100,7 @@ def build(
             "--media-folder",
             "--images-folder",
             help="Folder that file names in INPUT are relative to.",
-            show_default="the one INPUT lies in",
+            show_default="found",
         ),
     ] = None,
     label_column: Annotated[

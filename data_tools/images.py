@@ -54,7 +54,7 @@ def _pack(data: bytes, packing: Packing) -> bytes:
         data = _to_png(data)
     suffix, size = image_suffix(data), image_size(data)
     header = Image.open(io.BytesIO(data), formats=_STORED_FORMATS)
-    turn = _TURNS.get(header.getexif().get(_EXIF_ORIENTATION, 1))
+    turn = _turn(header)
     if turn is not None or (packing.max_side is not None and max(size) > packing.max_side):
         picture = _shrunk(_decoded(data, suffix, header), packing.max_side)
         return _encode(picture if turn is None else picture.transpose(turn), suffix)
@@ -63,6 +63,13 @@ def _pack(data: bytes, packing: Packing) -> bytes:
     else:
         _check_end(data, suffix)
     return data
+
+
+def _turn(header: ImageFile) -> Image.Transpose | None:
+    """What turns the image upright; None when it is."""
+    if header.format == "PNG" and "exif" not in header.info:
+        return None  # Pillow would decode it all to look for more
+    return _TURNS.get(header.getexif().get(_EXIF_ORIENTATION, 1))
 
 
 def _is_stored_format(data: bytes) -> bool:

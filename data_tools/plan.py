@@ -44,13 +44,15 @@ class Plan:
     """Rows of each shard."""
     fingerprints: list[str]
     """Of each shard; the same wherever and whenever the input was copied."""
+    image_bytes: int
+    """Of all image files: what a data set that keeps them as they are will need at least."""
     state: str
     """Fingerprint of the whole, and of the dates of the files: another one means that the input has changed."""
 
 
 def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     """Write the plan of `rows`; memory holds one shard's rows at a time."""
-    shard_rows, fingerprints, state = [], [], hashlib.sha256()
+    shard_rows, fingerprints, image_bytes, state = [], [], 0, hashlib.sha256()
     salt = f"{__version__} {packing.model_dump_json()}".encode()
     source = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd") as writer:
@@ -58,12 +60,13 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
             digest = hashlib.sha256(salt)
             for row in shard:
                 digest.update(_identity(row))
+                image_bytes += _size(row.image)
                 state.update(repr([_changed(row.image), _changed(row.speech)]).encode())
             fingerprints.append(digest.hexdigest())
             state.update(digest.digest())
             writer.write_table(pyarrow.Table.from_pylist([_values(row) for row in shard], schema=_PLAN), row_group_size=len(shard))
             shard_rows.append(len(shard))
-    return Plan(path, shard_rows, fingerprints, state.hexdigest())
+    return Plan(path, shard_rows, fingerprints, image_bytes, state.hexdigest())
 
 
 def read_plan(path: Path, shard: int) -> Iterator[Row]:
@@ -121,6 +124,13 @@ def _medium_identity(medium: Path | bytes | None) -> Any:
         return hashlib.sha256(medium).hexdigest()
     state = _stat(medium)
     return None if medium is None else state.st_size if state else "missing"
+
+
+def _size(medium: Path | bytes | None) -> int:
+    if isinstance(medium, bytes):
+        return len(medium)
+    state = _stat(medium)
+    return state.st_size if state else 0
 
 
 def _changed(medium: Path | bytes | None) -> int:

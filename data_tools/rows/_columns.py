@@ -77,34 +77,39 @@ class ColumnRows(Rows):
     slot_columns: tuple[str, ...] = ()
     """Columns with a command's slots (action, object, location, ...); kept as `slots`."""
     media_folder: Path | None = None
-    """Folder that file names are relative to; when not given, the one the input lies in."""
+    """Folder that file names are relative to; when not given, the one the input lies in, or one in there or beside it that has them."""
 
     @abstractmethod
     def lines(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """Line number and values, or what is wrong with the line; blank lines are left out."""
 
     def guesses(self) -> list[str]:
-        columns = self.columns()
-        return [
-            *columns.lines(),
-            f"files: relative to {self._media_folder()}",
-            "lines that follow each other with the same file: one sample, several captions",
-        ]
+        head = self._head()
+        columns = self._columns(head)
+        folder = self._media_folder(columns, head)
+        names = _file_names(columns, head)
+        if names and not any(locate(name, folder).is_file() for name in names):
+            raise DataError(
+                f"input {self.input}: none of the files in its first {len(head)} rows is there, for instance {locate(names[0], folder)}; "
+                f"say where they lie with --images-folder"
+            )
+        together = "lines that follow each other with the same file: one sample, several captions"
+        return [*columns.lines(), f"files: relative to {folder}", together]
 
     def read(self) -> Iterator[Row]:
-        columns, folder = self.columns(), self._media_folder()
+        head = self._head()
+        columns = self._columns(head)
+        folder = self._media_folder(columns, head)
         yield from _joined(self._row(number, values, columns, folder) for number, values in self.lines())
 
-    def columns(self) -> Columns:
-        """Which column holds what.
-
-        Raises:
-            ConfigError: a column that was asked for does not exist.
-            DataError: no line, no column with files or none with captions.
-        """
+    def _head(self) -> list[dict[str, Any]]:
         head = [values for _, values in islice(self.lines(), _HEAD) if isinstance(values, dict)]
         if not head:
             raise DataError(f"input {self.input}: it holds no rows")
+        return head
+
+    def _columns(self, head: Sequence[dict[str, Any]]) -> Columns:
+        """Which column holds what; a ConfigError or DataError when one that is needed does not exist."""
         names = list(dict.fromkeys(name for values in head for name in values))
         self._check_names(names)
         image, speech = self._media_columns(names, head)
@@ -112,14 +117,17 @@ class ColumnRows(Rows):
         captions = self.caption_columns or self._guess_captions(names, {image, speech})
         return Columns(image, speech, captions, slots=self.slot_columns, **fields)
 
-    def _media_folder(self) -> Path:
-        if self.media_folder is None:
-            return self.input.parent
-        beside = self.input.parent / self.media_folder
-        folder = self.media_folder if self.media_folder.is_dir() or not beside.is_dir() else beside
-        if not folder.is_dir():
-            raise DataError(f"folder {self.media_folder} for the files that {self.input.name} names: there is no such folder")
-        return folder
+    def _media_folder(self, columns: Columns, head: Sequence[dict[str, Any]]) -> Path:
+        """The folder said; else the first with one of the first files: where the input lies, or a folder in there or beside it."""
+        here = self.input.parent
+        if self.media_folder is not None:
+            beside = here / self.media_folder
+            folder = self.media_folder if self.media_folder.is_dir() or not beside.is_dir() else beside
+            if not folder.is_dir():
+                raise DataError(f"folder {self.media_folder} for the files that {self.input.name} names: there is no such folder")
+            return folder
+        names = _file_names(columns, head)
+        return next((folder for folder in (here, *_folders_in(here)) if any(locate(name, folder).is_file() for name in names)), here)
 
     def _check_names(self, names: Sequence[str]) -> None:
         asked = (self.image_column, self.speech_column, *self.caption_columns, self.label_column, self.intent_column, self.speaker_column)
@@ -178,6 +186,19 @@ def _media(values: Mapping[str, Any], column: str | None, folder: Path) -> Path 
     if not isinstance(name, str) or re.match(r"[a-z0-9+]{2,}://|data:", name, re.IGNORECASE) or "\0" in name:
         return str(name)[:200]
     return locate(name, folder)
+
+
+def _file_names(columns: Columns, head: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The files of the first rows."""
+    column = columns.image or columns.speech
+    cells = (_media(values, column, Path()) for values in head)
+    return [str(cell) for cell in cells if isinstance(cell, Path)]
+
+
+def _folders_in(place: Path) -> Iterator[Path]:
+    """Folders in a folder, then those beside it, such as `images` beside `annotations`; 200 at most."""
+    for parent in (place, place.absolute().parent):
+        yield from islice((path for path in sorted(parent.iterdir()) if path.is_dir() and not path.name.startswith(".")), 100)
 
 
 def _texts(value: Any) -> list[str]:

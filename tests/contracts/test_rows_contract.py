@@ -15,29 +15,36 @@ from data_tools.rows import Rows, open_rows, rows_kind
 NAMES = part_names(Rows.folder)
 
 
+def images(folder: Path) -> None:
+    folder.mkdir()
+    for stem in "ba":
+        (folder / f"{stem}.jpg").touch()
+
+
 def folder(place: Path) -> Path:
-    (place / "in").mkdir()
-    for stem in ("b", "a"):
-        (place / "in" / f"{stem}.jpg").touch()
+    images(place / "in")
+    for stem in "ba":
         (place / "in" / f"{stem}.txt").write_text(f"caption of {stem}")
     return place / "in"
 
 
 def table(place: Path) -> Path:
+    images(place / "images")
     (place / "in.csv").write_text("file,caption\nb.jpg,caption of b\na.jpg,caption of a\n")
     return place / "in.csv"
 
 
 def jsonl(place: Path) -> Path:
+    images(place / "images")
     (place / "in.jsonl").write_text('{"file": "b.jpg", "caption": "caption of b"}\n{"file": "a.jpg", "caption": "caption of a"}\n')
     return place / "in.jsonl"
 
 
 def coco(place: Path) -> Path:
-    (place / "images").mkdir()
-    images = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate("ba")]
+    images(place / "images")
+    pictures = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate("ba")]
     annotations = [{"image_id": number, "caption": f"caption of {stem}"} for number, stem in enumerate("ba")]
-    (place / "in.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (place / "in.json").write_text(json.dumps({"images": pictures, "annotations": annotations}))
     return place / "in.json"
 
 

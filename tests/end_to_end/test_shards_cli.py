@@ -93,6 +93,7 @@ def test_an_input_without_rows_ends_with_2_and_writes_nothing(tmp_path: Path) ->
 
 def test_a_setting_out_of_range_ends_with_2_and_names_it(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("file,caption\n1.jpg,one\n")
+    (tmp_path / "1.jpg").touch()
     assert "--max-side 3: " in run("build", tmp_path / "in.csv", tmp_path / "out", "--max-side", 3, code=2)
 
 
@@ -102,8 +103,9 @@ def test_describing_what_is_no_data_set_ends_with_2(tmp_path: Path) -> None:
 
 def test_when_rows_fail_the_build_ends_with_1_and_lists_them(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("file,caption\n1.jpg,one\n[bold]2.jpg,two\n")
+    (tmp_path / "1.jpg").write_bytes(b"no picture")
     output = run("build", tmp_path / "in.csv", tmp_path / "out", code=1)
-    assert "2 of 2 rows failed (missing file 2)" in output
+    assert "2 of 2 rows failed (unreadable image 1, missing file 1)" in output
     assert "[bold]2.jpg" in (tmp_path / "out" / "failures.jsonl").read_text()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,11 @@ def test_building_again_restores_what_was_lost(tmp_path: Path, lost: str) -> Non
     make(source, tmp_path / "out")
     before = contents(tmp_path / "out")
     (tmp_path / "out" / lost).unlink()
-    make(source, tmp_path / "out")
+
+    def look(*_: object) -> None:
+        assert not (tmp_path / "out" / "index.parquet").exists()  # a kill now must not leave half a data set that looks whole
+
+    make(source, tmp_path / "out", show=look)
     assert contents(tmp_path / "out") == before
 
 
@@ -151,6 +157,13 @@ def test_rows_that_fail_are_counted_by_reason_and_listed(tmp_path: Path) -> None
     assert listed[0]["detail"] == str(tmp_path / "gone.jpg")
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_among_the_files_fails_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    rows = [Row("good", picture(0), None, ("good",)), Row("pipe", tmp_path / "pipe.jpg", None, ("pipe",))]
+    assert build(rows, tmp_path / "out", workers=1, max_bad=0.5).failures == {"unreadable file": 1}
+
+
 def test_too_many_failures_end_the_build_and_more_tolerance_finishes_it_from_there(tmp_path: Path) -> None:
     rows, packing = broken_rows(tmp_path), Packing(samples_per_shard=8)
     with pytest.raises(RunError, match=r"6 of 36 rows failed.*first: gone.*--max-bad 0\.167"):
@@ -187,6 +200,18 @@ def test_another_data_set_in_the_output_is_refused_and_left_alone(tmp_path: Path
     assert contents(tmp_path / "out") == before
     assert make(other, tmp_path / "out", overwrite=True).samples == 5
     assert not (tmp_path / "out" / ".build").exists()
+
+
+def test_a_disk_that_is_too_small_for_the_images_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in", 4)
+    needed = sum(path.stat().st_size for path in source.glob("*.jpg"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+        with pytest.raises(DataError, match="the disk has room for"):
+            make(source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+        make(source, tmp_path / "out")
 
 
 def test_a_changed_file_makes_it_another_data_set(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def test_larger_images_shrink_to_the_longer_side_and_keep_their_shape(kind: str)
     assert np.abs(pixels[12, 45] - (0, 0, 255)).max() < 12
 
 
-def test_photos_that_lie_on_their_side_are_turned_upright() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photos_that_lie_on_their_side_are_turned_upright(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show rotated by 90° clockwise
-    packed = decoded(pack_image(encoded(halves((64, 48)), "JPEG", exif=exif), Packing()))
+    packed = decoded(pack_image(encoded(halves((64, 48)), kind, exif=exif), Packing()))
     assert packed.size == (48, 64)
     assert packed.getexif().get(0x0112, 1) == 1
     assert packed.getpixel((24, 5))[0] > 200  # type: ignore[index]  # left came to the top: red

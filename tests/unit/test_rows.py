@@ -95,6 +95,20 @@ def test_table_finds_separator_files_captions_and_fields(tmp_path: Path, separat
     assert row == Row("t.csv:2", None, tmp_path / "x.mp3", ("Hi, you; | all",), {"id": "1", "age": "30", "speaker": "me"})
 
 
+@pytest.mark.parametrize("place", ["set", "set/Images", "clips"])
+def test_files_are_found_beside_a_table_or_in_a_folder_near_it(tmp_path: Path, place: str) -> None:
+    table = write(tmp_path / "set" / "captions.csv", "file,caption\n1.jpg,one\n2.jpg,two\n")
+    write(tmp_path / place / "2.jpg")
+    assert f"files: relative to {tmp_path / place}" in open_rows(table).guesses()
+    assert [row.image for row in read(table)] == [tmp_path / place / "1.jpg", tmp_path / place / "2.jpg"]
+
+
+def test_a_table_of_files_that_are_nowhere_says_where_it_looked(tmp_path: Path) -> None:
+    table = write(tmp_path / "captions.csv", "file,caption\n1.jpg,one\n")
+    with pytest.raises(DataError, match=r"for instance .*/1\.jpg; say where they lie with --images-folder"):
+        open_rows(table).guesses()
+
+
 def test_cells_may_have_spaces_before_their_quotes(tmp_path: Path) -> None:
     (row,) = read(write(tmp_path / "t.csv", 'file, caption\n1.jpg, "a dog, a cat"\n'))
     assert row.captions == ("a dog, a cat",)
