@@ -125,6 +125,7 @@ def _drawing(chart: Chart, steps: Axis, values: Axis, marks: Sequence[Mark]) -> 
         [_value_tick(values, tick) for tick in values.ticks],
         [_step_tick(steps, tick) for tick in steps.ticks],
         [_mark(steps, mark) for mark in marks],
+        _mark_names(steps, marks),
         element(
             "svg",
             [_curve(line, steps, values, smooth=chart.smooth) for line in chart.lines],
@@ -133,7 +134,6 @@ def _drawing(chart: Chart, steps: Axis, values: Axis, marks: Sequence[Mark]) -> 
             width="100%",
             height="100%",
         ),
-        _mark_names(steps, marks),
         element("line", class_="cursor", y1="0", y2="100%"),
         role="img",
         tabindex="0",
@@ -161,27 +161,27 @@ def _value_tick(axis: Axis, tick: float) -> Markup:
 
 def _step_tick(axis: Axis, tick: float) -> Markup:
     at = f"{100 * axis.position(tick):.2f}%"
-    return element("text", axis.label(tick), x=at, y="100%", dy="18", text_anchor="middle")
+    return element("text", axis.label(tick), x=at, y="100%", dy="20", text_anchor="middle")
 
 
 def _mark(steps: Axis, mark: Mark) -> Markup:
     """A checkpoint as a small triangle on the axis, everything else as an upright line."""
     at = f"{100 * steps.position(mark.step):.2f}%"
     if mark.event == "checkpoint":
-        triangle = element("path", element("title", f"checkpoint at step {count(mark.step)}"), d="M0 0l-4 7h8z")
+        triangle = element("path", element("title", f"checkpoint at step {count(mark.step)}"), d="M0 1l-4 6h8z")
         return element("svg", triangle, x=at, y="100%", class_="checkpoint", overflow="visible")
     return element("line", x1=at, x2=at, y1="0", y2="100%", class_="event")
 
 
 def _mark_names(steps: Axis, marks: Sequence[Mark]) -> list[Markup]:
-    """The names beside upright lines; one that would touch the name before it is left out."""
+    """The names above upright lines; one that would touch the name before it is left out."""
     names, named_to = [], -1.0
     for mark in marks:
         share = steps.position(mark.step)
         if mark.event == "checkpoint" or share < named_to:
             continue
-        side = {"dx": "-5", "text_anchor": "end"} if share > 0.75 else {"dx": "5", "text_anchor": "start"}
-        names.append(element("text", mark.event, x=f"{100 * share:.2f}%", y="0", dy="10", class_="mark", **side))
+        side = "end" if share > 0.9 else "start" if share < 0.1 else "middle"
+        names.append(element("text", mark.event, x=f"{100 * share:.2f}%", y="-5", text_anchor=side, class_="mark"))
         named_to = share + 0.2
     return names
 

@@ -98,4 +98,4 @@ def test_numbers_are_written_with_four_digits(value: float, text: str) -> None:
 
 def test_counts_bytes_and_times_are_written_for_people() -> None:
     assert [count(1234567), memory(1536), memory(3 * 2**30)] == ["1\u202f234\u202f567", "1.5 KiB", "3 GiB"]
-    assert [duration(4.21), duration(192), duration(7500), duration(200_000)] == ["4.2 s", "3 min 12 s", "2 h 05 min", "2 d 07 h"]
+    assert [duration(4.21), duration(185), duration(7500), duration(200_000)] == ["4.2 s", "3 min 05 s", "2 h 05 min", "2 d 07 h"]
