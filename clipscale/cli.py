@@ -100,7 +100,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a folde
 def demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY.PATH=VALUE...]", help="Settings over configs/demo.yaml; name=... trains afresh on the same data."),
+        typer.Argument(metavar="[KEY.PATH=VALUE...]", help="Settings over configs/demo.yaml; name=again trains afresh."),
     ] = None,
 ) -> None:
     """Make data, build shards, train on 2 ranks, stop, resume, evaluate and report: the whole system, small."""
