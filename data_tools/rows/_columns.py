@@ -5,6 +5,7 @@ A table and a JSONL file differ only in how their lines are read; everything aft
 
 from __future__ import annotations
 
+import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,9 +220,20 @@ def _record(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         value = values.get(getattr(columns, field) or "")
         if value not in (None, ""):
             record[field] = value
+    if isinstance(record.get("slots"), str):
+        record["slots"] = _object(record["slots"])
     if columns.slots:
         record["slots"] = {name: values[name] for name in columns.slots if values.get(name) not in (None, "")}
     return record
+
+
+def _object(text: str) -> Any:
+    """The JSON object that a table's cell holds, or the cell when it holds none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
 
 
 def _joined(rows: Iterator[Row]) -> Iterator[Row]:

@@ -61,6 +61,7 @@ def test_plain_tars_hold_every_file_unchanged_with_its_caption(tmp_path: Path) -
             media += [tar.extractfile(member).read() for member in tar.getmembers() if member.name.endswith(".jpg")]  # type: ignore[union-attr]
     assert names[:4] == ["000000000000.jpg", "000000000000.txt", "000000000000.json", "000000000001.jpg"]
     assert media == [picture(index) for index in range(10)]
+    assert open_dataset(tmp_path / "out").shards == ["000000", "000001", "000002"]
     sample = open_dataset(tmp_path / "out").read(1, [2])[0]
     assert sample.captions == ["photo number 6"]  # type: ignore[union-attr]
 

@@ -95,6 +95,11 @@ def test_table_finds_separator_files_captions_and_fields(tmp_path: Path, separat
     assert row == Row("t.csv:2", None, tmp_path / "x.mp3", ("Hi, you; | all",), {"id": "1", "age": "30", "speaker": "me"})
 
 
+def test_slots_in_a_cell_of_json_become_fields(tmp_path: Path) -> None:
+    (row,) = read(write(tmp_path / "t.tsv", 'path\ttext\tslots\n1.wav\tlights on\t"{""action"": ""on""}"\n'))
+    assert row.record == {"slots": {"action": "on"}}
+
+
 @pytest.mark.parametrize("place", ["set", "set/Images", "clips"])
 def test_files_are_found_beside_a_table_or_in_a_folder_near_it(tmp_path: Path, place: str) -> None:
     table = write(tmp_path / "set" / "captions.csv", "file,caption\n1.jpg,one\n2.jpg,two\n")
