@@ -33,7 +33,7 @@ def create(architecture: str, pretrained: str | None, *, unwanted: str, **option
     if not has_weights:
         options[unwanted] = SMALL_IMAGE if unwanted == "vision_cfg" else SMALL_TEXT
     try:
-        with _quiet():
+        with quiet():
             return open_clip.create_model(
                 name, pretrained, precision="fp32", force_custom_text=True, pretrained_text=False, require_pretrained=has_weights, **options
             )
@@ -77,7 +77,7 @@ def _check_weights(name: str, pretrained: str | None) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """open_clip logs through the root logger, which installs a handler by itself; weights for another activation are an error."""
     root, disabled, handler = logging.getLogger(), logging.root.manager.disable, logging.NullHandler()
     root.addHandler(handler)

@@ -19,7 +19,7 @@ from clipscale.errors import RequestError
 from clipscale.inputs import TextInput
 from clipscale.towers._blocks import largest_block_list, standing_after
 from clipscale.towers._module import TowerModule
-from clipscale.towers._open_clip import configured_width, create
+from clipscale.towers._open_clip import configured_width, create, quiet
 from clipscale.towers._text_tower import TextTower
 
 
@@ -43,11 +43,11 @@ class OpenClipText(TextTower):
     def _text_input(self, text: Any) -> TextInput:
         length = self.context_length or getattr(text, "context_length", None)
         try:
-            tokenizer = (
-                HFTokenizer(self.tokenizer, context_length=length or 77)
-                if self.tokenizer
-                else open_clip.get_tokenizer(self.architecture, length)
-            )
+            with quiet():
+                if self.tokenizer is not None:
+                    tokenizer = HFTokenizer(self.tokenizer, context_length=length or open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
+                else:
+                    tokenizer = open_clip.get_tokenizer(self.architecture, length)
         except Exception as error:  # transformers and its hub client each raise their own kinds
             found = f"the tokenizer '{self.tokenizer}'" if self.tokenizer else f"the tokenizer of '{self.architecture}'"
             raise RequestError(f"{found} cannot be loaded: {' '.join(str(error).split())[:300]}; give tokenizer: FOLDER") from error
