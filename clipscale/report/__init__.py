@@ -45,9 +45,11 @@ def _figures(run: RunRecords) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("evaluation", "figure", title=Text(run.name))
+    table = Table(title=Text(run.name))
+    for column in ("evaluation", "figure"):
+        table.add_column(column, overflow="fold")
     for column in ("value", "95 % interval", "n"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, evaluation in run.evaluations.items():
         for index, figure in enumerate(evaluation.figures):
             shown = (name if index == 0 else "", figure_name(figure), value_text(figure), interval_text(figure), count(figure.n))

@@ -251,6 +251,15 @@ def test_terminal_table_shows_the_figures(tmp_path: Path) -> None:
         assert expected in shown
 
 
+def test_terminal_table_cuts_nothing_off_on_eighty_columns(tmp_path: Path) -> None:
+    word = "a_name_as_long_as_people_like_to_give_to_their_evaluations"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report_table(make_run(tmp_path, word)))
+    shown = console.export_text()
+    assert "…" not in shown
+    assert "0.925 – 0.950" in shown
+
+
 def test_terminal_table_shows_the_last_step_when_nothing_was_evaluated(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (run / "evaluation.json").unlink()
