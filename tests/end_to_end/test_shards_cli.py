@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -152,16 +153,34 @@ def test_recordings_at_8_khz_beside_their_texts_become_16_khz(tmp_path: Path) ->
     assert [sample.captions for sample in index.read(0, range(10)) if isinstance(sample, Sample)] == [[digit] for digit in DIGITS]
 
 
+def members(session: int) -> list[int]:
+    """Processes that belong to a session and are not dead."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, of = entry.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(int(entry.parent.name))
+    return found
+
+
 @needs_real_data
 def test_kills_at_any_moment_change_no_byte_and_leave_no_process(tmp_path: Path) -> None:
     table = digits_table(tmp_path, 600)
     options = ("--speech-column", "recording", "--caption-column", "said", "--images-folder", REAL_DATA / "fsdd", "--samples-per-shard", 30)
     run("build", table, tmp_path / "whole", *options, "--workers", 1)
-    for delay_s in (0.35, 0.5, 0.6, 0.7, 0.8, 0.9):
-        process = subprocess.Popen(command("build", table, tmp_path / "out", *options, "--workers", 2), cwd=ROOT, stderr=subprocess.DEVNULL)
-        time.sleep(delay_s)
+    for shards in (0, 1, 4, 9, 15):
+        arguments = command("build", table, tmp_path / "out", *options, "--workers", 2)
+        process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+        while not (tmp_path / "out" / "build.json").exists() or len(list((tmp_path / "out").glob("0*.parquet"))) < shards:
+            time.sleep(0.002)
+            assert process.poll() is None
         process.kill()
         process.wait()
+        deadline = time.monotonic() + 10
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not members(process.pid)
     run("build", table, tmp_path / "out", *options, "--workers", 2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
