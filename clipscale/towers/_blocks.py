@@ -21,7 +21,8 @@ def standing_after(model: nn.Module, path: str) -> list[nn.Module | nn.Parameter
     for step in path.split("."):
         children = dict(ancestor.named_children())
         later = list(children)[list(children).index(step) + 1 :]
-        after += [child for name, child in children.items() if name != step and (name in later or name in FINAL_NORMS)]
+        behind = [child for name, child in children.items() if name != step and (name in later or name in FINAL_NORMS)]
+        after += [child for child in behind if not isinstance(child, nn.Embedding)]  # relative positions: every block uses them
         ancestor = children[step]
     return after
 

@@ -87,6 +87,7 @@ def test_what_is_registered_later_at_any_level_stands_after_and_so_does_a_final_
     body = nn.ModuleDict(
         {"norm": nn.LayerNorm(2), "embed": nn.Linear(2, 2), "layers": nn.ModuleList([nn.Linear(2, 2)]), "pool": nn.Linear(2, 1)}
     )
+    body["relative_positions"] = nn.Embedding(3, 2)  # as in MPNet and DeBERTa: not after the blocks, but used by each
     model = nn.ModuleDict({"stem": nn.Linear(2, 2), "body": body, "head": nn.Linear(1, 1)})
     assert standing_after(model, "body.layers") == [model["head"], body["norm"], body["pool"]]
 
