@@ -7,13 +7,12 @@ state is seeded from (seed, step, rank), the data from (seed, batches taken), so
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +20,9 @@ from torch import Tensor
 from clipscale import checkpoint, run_folder
 from clipscale.config import PairKind, Run, to_yaml
 from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
+from clipscale.data.order import Order
 from clipscale.data.sample import BadSample, BadSampleBudget, Batch
-from clipscale.data.stream import check_sources, recipe_hash, training_batches
+from clipscale.data.stream import check_sources, make_order, recipe_hash, training_batches
 from clipscale.engines import Trainable
 from clipscale.errors import CheckpointError, ContrastError, NonFiniteLoss
 from clipscale.memory.grad_cache import cached_backward
@@ -101,6 +101,7 @@ class _Training:
         steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         self.step = self._resume()
+        self.orders = {name: self._order(kind) for name, kind in run.pair_kinds.items()}
         self.streams = {name: self._stream(name, kind) for name, kind in run.pair_kinds.items()}
         self._open_files()
 
@@ -128,6 +129,10 @@ class _Training:
         self.trainable.load(saved.tensors)
         return saved.step
 
+    def _order(self, kind: PairKind) -> Order:
+        opened = {name: source.open() for name, source in kind.sources.items()}
+        return make_order(kind.sources, opened, seed=self.run.seed, global_batch=kind.global_batch, lanes=self.run.lanes)
+
     def _stream(self, name: str, kind: PairKind) -> Iterator[Batch]:
         return training_batches(
             kind.sources,
@@ -154,7 +159,6 @@ class _Training:
         for name in ("metrics", "timings", "events", "bad_samples"):
             self.files[name] = JsonLines(folder / f"{name}.jsonl", keep_through_step=self.step)
         settings = run.model_dump(mode="json", serialize_as_any=True)
-        (folder / "config.json").write_text(json.dumps(settings, indent=1))
         self.loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=self.step + 1)
         if self.step < run.steps:
             self._event("resumed" if self.step else "started")
@@ -269,11 +273,12 @@ class _Training:
     # --- what it leaves ----------------------------------------------------------------------------------------
 
     def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, norm: float) -> dict[str, object]:
-        kinds: dict[str, dict[str, float]] = {}
+        kinds: dict[str, dict[str, Any]] = {}
         for name, (output, result) in losses.items():
             bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
             metrics = {key: float(value) for key, value in result.metrics.items()}
-            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics}
+            epochs = self.orders[name].epochs(math.ceil(self.step / self.run.pair_kinds[name].every))
+            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics, "epochs": epochs}
         total = math.fsum(self.run.pair_kinds[name].loss_weight * kind["loss"] for name, kind in kinds.items())
         samples = sum(math.ceil(self.step / kind.every) * kind.global_batch for kind in self.run.pair_kinds.values())
         return {
