@@ -1,1 +1,1 @@
-"""Batches far beyond memory: recomputed activations, and gradients cached at the embeddings."""
+"""Batches far beyond memory: gradients cached at the embeddings."""
