@@ -136,13 +136,14 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
         plan = write_plan(new, rows.read() if isinstance(rows, Rows) else rows, packing)
         if not plan.shard_rows:
             raise DataError(f"{_called(rows)} holds no rows; nothing was written")
-        about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump(), "state": plan.state}
+        about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump()}
+        about |= {"fingerprint": plan.fingerprint, "dates": plan.dates}
         found = _read_about(output)
-        if found and found.get("state") != plan.state and not overwrite:
+        if found and found.get("fingerprint") != plan.fingerprint and not overwrite:
             raise DataError(_difference(output, found, about))
         _check_space(output, plan, packing)
-        if found and found.get("state") != plan.state:
-            _clear(output, work)
+        if found and (found.get("fingerprint"), found.get("dates")) != (plan.fingerprint, plan.dates):
+            _clear(output, work)  # another data set to be replaced; or this one, of files that were changed or written again since
         if found != about:
             write_lines(output / "build.json", [json.dumps(about, indent=1)])
         new.replace(work / "plan.parquet")
@@ -179,7 +180,7 @@ def _read_about(output: Path) -> dict[str, Any] | None:
 
 def _difference(output: Path, found: dict[str, Any], asked: dict[str, Any]) -> str:
     differs = next((name for name in ("input", "rows", "packing") if found.get(name) != asked[name]), None)
-    how = f"{differs}: {found.get(differs)}, asked: {asked[differs]}" if differs else "its rows or files have changed since"
+    how = f"{differs}: {found.get(differs)}, asked: {asked[differs]}" if differs else "its rows have changed since"
     return f"output {output}: it holds another data set, of {found.get('input')} ({how}); give another folder, or --overwrite to replace it"
 
 

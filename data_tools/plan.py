@@ -46,13 +46,18 @@ class Plan:
     """Of each shard; the same wherever and whenever the input was copied."""
     image_bytes: int
     """Of all image files: what a data set that keeps them as they are will need at least."""
-    state: str
-    """Fingerprint of the whole, and of the dates of the files: another one means that the input has changed."""
+    dates: str
+    """Fingerprint of when the files were changed last."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the whole data set."""
+        return hashlib.sha256("\n".join(self.fingerprints).encode()).hexdigest()
 
 
 def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     """Write the plan of `rows`; memory holds one shard's rows at a time."""
-    shard_rows, fingerprints, image_bytes, state = [], [], 0, hashlib.sha256()
+    shard_rows, fingerprints, image_bytes, dates = [], [], 0, hashlib.sha256()
     salt = f"{__version__} {packing.model_dump_json()}".encode()
     source = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd") as writer:
@@ -61,12 +66,11 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
             for row in shard:
                 digest.update(_identity(row))
                 image_bytes += _size(row.image)
-                state.update(repr([_changed(row.image), _changed(row.speech)]).encode())
+                dates.update(repr([_changed(row.image), _changed(row.speech)]).encode())
             fingerprints.append(digest.hexdigest())
-            state.update(digest.digest())
             writer.write_table(pyarrow.Table.from_pylist([_values(row) for row in shard], schema=_PLAN), row_group_size=len(shard))
             shard_rows.append(len(shard))
-    return Plan(path, shard_rows, fingerprints, image_bytes, state.hexdigest())
+    return Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest())
 
 
 def read_plan(path: Path, shard: int) -> Iterator[Row]:
