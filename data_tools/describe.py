@@ -101,14 +101,14 @@ def describe(url: str) -> Description:
     """
     index = open_dataset(url)
     description = Description(str(url), index.totals, len(index.shards))
-    numbers: dict[str, list[np.ndarray]] = {name: [] for name in ("longer side", "seconds", "words", "captions")}
+    numbers: dict[str, list[np.ndarray]] = {name: [] for name in ("longer side", "recording length", "caption length", "captions")}
     first: dict[bytes, str] = {}
     repeated: dict[bytes, list[str]] = {}
     for shard in range(len(index.shards)):
         columns = index.sidecar(shard).columns
         _note_media(columns, numbers, first, repeated)
         words = [_note_record(description, captions, record) for captions, record in _records(index, shard)]
-        numbers["words"].append(np.array([count for counts in words for count in counts]))
+        numbers["caption length"].append(np.array([count for counts in words for count in counts]))
         numbers["captions"].append(columns["captions"])
     description.duplicates = [[first[digest], *keys] for digest, keys in repeated.items()]
     description.spreads = _spreads(numbers)
@@ -121,7 +121,7 @@ def _note_media(
     longer = np.maximum(columns["width"], columns["height"])
     numbers["longer side"].append(longer[longer > 0])
     spoken = columns["frames"] > 0
-    numbers["seconds"].append(columns["frames"][spoken] / columns["sample_rate"][spoken])
+    numbers["recording length"].append(columns["frames"][spoken] / columns["sample_rate"][spoken])
     for key, digest in zip(columns["key"], columns["sha256"], strict=True):
         if first.setdefault(digest, str(key)) != key:
             repeated.setdefault(digest, []).append(str(key))
@@ -139,7 +139,7 @@ def _note_record(description: Description, captions: Sequence[str], record: dict
 
 
 def _spreads(numbers: dict[str, list[np.ndarray]]) -> list[Spread]:
-    units = {"longer side": "pixels", "seconds": "s a recording", "words": "a caption", "captions": "a sample"}
+    units = {"longer side": "pixels", "recording length": "s", "caption length": "words", "captions": "a sample"}
     joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
     return [Spread(name, units[name], values) for name, values in joined.items() if len(values)]
 

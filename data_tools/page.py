@@ -24,6 +24,7 @@ from data_tools.describe import Description, Spread, duration
 _THUMBNAIL = 360  # pixels of the longer side
 _MAX_SOUND_BYTES = 3_000_000
 _BARS = 24
+_LINES = 12  # of a table of values
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --text: #1d1d1b; --quiet: #6b6b66; --line: #e3e3de; --bar: #3d6fb4; }
@@ -41,7 +42,7 @@ h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size
 .card audio { width: calc(100% - 16px); margin: 8px 8px 0; } .card div { padding: 10px 14px 12px; overflow-wrap: anywhere; }
 .card p { margin: 0 0 4px; } .card small, .chip { color: var(--quiet); font-size: 12.5px; } .card p + p { font-size: 13.5px; }
 figure { margin: 0; padding: 12px 16px; } figcaption { font-size: 13.5px; } svg { width: 100%; height: 90px; display: block; }
-svg rect { fill: var(--bar); } .ends { display: flex; justify-content: space-between; font-size: 12px; }
+.short { align-items: start; } svg rect { fill: var(--bar); } .ends { display: flex; justify-content: space-between; font-size: 12px; }
 table { border-collapse: collapse; width: 100%; } td { padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } td { overflow-wrap: anywhere; }
 """
@@ -84,7 +85,7 @@ def _summary(description: Description) -> Iterator[str]:
         "duplicate media": f"{sum(len(keys) - 1 for keys in description.duplicates):,}",
     }
     shown = {name: value for name, value in tiles.items() if value != "0" or name == "duplicate media"}
-    yield f"<h1>{escape(description.url)}</h1><p class='quiet'>What this data set holds, and samples of it to look at and listen to.</p>"
+    yield f"<h1>{escape(Path(description.url).name or description.url)}</h1><p class='quiet'>{escape(description.url)}</p>"
     yield "<div class='row'>" + "".join(f"<div class='tile'><b>{value}</b>{name}</div>" for name, value in shown.items()) + "</div>"
 
 
@@ -121,18 +122,20 @@ def _range(edges: np.ndarray, place: int, whole: bool) -> str:
 
 
 def _tables(description: Description) -> Iterator[str]:
-    counts = {**description.fields, "slots": description.slots, "most frequent captions": Counter(dict(description.repeated_captions(20)))}
+    counts = {**description.fields, "slots": description.slots}
+    if description.repeated_captions():
+        counts["captions"] = description.captions
     tables = [_table(name, values) for name, values in counts.items() if values]
     if tables:
-        yield f"<h2>Values</h2><div class='grid'>{''.join(tables)}</div>"
+        yield f"<h2>Values</h2><div class='grid short'>{''.join(tables)}</div>"
     if description.duplicates:
         lines = "".join(f"<tr><td>{escape(' = '.join(keys[:8]))}</td></tr>" for keys in description.duplicates[:20])
         yield f"<h2>Samples with the same media</h2><figure><table>{lines}</table></figure>"
 
 
 def _table(name: str, values: Counter[str]) -> str:
-    lines = "".join(f"<tr><td>{escape(value)}</td><td class='number'>{number:,}</td></tr>" for value, number in values.most_common(20))
-    more = f"<p class='quiet'>and {len(values) - 20:,} more</p>" if len(values) > 20 else ""
+    lines = "".join(f"<tr><td>{escape(value)}</td><td class='number'>{number:,}</td></tr>" for value, number in values.most_common(_LINES))
+    more = f"<p class='quiet'>and {len(values) - _LINES:,} more</p>" if len(values) > _LINES else ""
     title = f"{escape(name)} <span class='quiet'>({len(values):,} different)</span>"
     return f"<figure><figcaption>{title}</figcaption><table>{lines}</table>{more}</figure>"
 

@@ -62,7 +62,12 @@ def test_counts_are_those_of_the_rows(description: Description) -> None:
 
 def test_spreads_are_those_of_the_rows(description: Description) -> None:
     values = {spread.name: sorted(spread.values.tolist()) for spread in description.spreads}
-    assert values == {"longer side": [80, 100, 100], "seconds": [2.0, 60.5], "words": [1, 1, 1, 1, 3, 3], "captions": [1, 1, 1, 1, 2]}
+    assert values == {
+        "longer side": [80, 100, 100],
+        "recording length": [2.0, 60.5],
+        "caption length": [1, 1, 1, 1, 3, 3],
+        "captions": [1, 1, 1, 1, 2],
+    }
 
 
 def test_samples_with_the_same_bytes_are_duplicates(description: Description) -> None:
