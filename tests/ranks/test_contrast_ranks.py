@@ -125,7 +125,7 @@ def test_the_same_call_gives_the_same_bits(ranks):
 def shared_layer(mesh: Mesh, world: int) -> list[list[float]]:
     """Gradient of a layer all ranks share, added over ranks as an engine would."""
     batch = textbook.make_batch(12)
-    layer = torch.nn.Linear(12, 6, dtype=torch.float64)
+    layer = torch.nn.Linear(12, 6, bias=False, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.linspace(-1, 1, 72).reshape(6, 12))
     rows = slice(mesh.rank * 12 // world, (mesh.rank + 1) * 12 // world)
