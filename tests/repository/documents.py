@@ -55,7 +55,7 @@ def commands(name: str) -> list[Command]:
 
 
 def _command(line: str) -> Command | None:
-    words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 else line.split()
+    words = shlex.split(re.sub(r"(^|\s)#.*", "", line)) if "'" not in line.partition("#")[0] else line.partition("#")[0].split()
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         del words[0]
     if words[:1] == ["sbatch"]:
