@@ -20,9 +20,18 @@ import pyarrow.parquet
 
 from clipscale import __version__
 from data_tools.packing import Packing
-from data_tools.rows import Row
+from data_tools.rows import Medium, Row, TarMember
 
-_MEDIUM = pyarrow.struct([("path", pyarrow.binary()), ("bytes", pyarrow.binary())])
+_MEDIUM = pyarrow.struct(
+    [
+        ("path", pyarrow.binary()),
+        ("bytes", pyarrow.binary()),
+        ("member", pyarrow.string()),  # of the tar at the path; with its place:
+        ("offset", pyarrow.int64()),
+        ("size", pyarrow.int64()),
+        ("crc32", pyarrow.int64()),
+    ]
+)
 _PLAN = pyarrow.schema(
     [
         ("name", pyarrow.string()),
@@ -105,16 +114,24 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _medium(medium: Path | bytes | None) -> dict[str, Any] | None:
-    if medium is None:
-        return None
-    return {"path": None, "bytes": medium} if isinstance(medium, bytes) else {"path": os.fsencode(medium.absolute()), "bytes": None}
+def _medium(medium: Medium | None) -> dict[str, Any] | None:
+    if isinstance(medium, bytes):
+        return {"bytes": medium}
+    if isinstance(medium, TarMember):
+        place = {"offset": medium.offset, "size": medium.size, "crc32": medium.crc32}
+        return {"path": os.fsencode(medium.tar.absolute()), "member": _clean(medium.name), **place}
+    return None if medium is None else {"path": os.fsencode(medium.absolute())}
 
 
-def _from_medium(value: dict[str, Any] | None) -> Path | bytes | None:
+def _from_medium(value: dict[str, Any] | None) -> Medium | None:
     if value is None:
         return None
-    return bytes(value["bytes"]) if value["path"] is None else Path(os.fsdecode(value["path"]))
+    if value["path"] is None:
+        return bytes(value["bytes"])
+    path = Path(os.fsdecode(value["path"]))
+    if value["member"] is None:
+        return path
+    return TarMember(path, value["member"], value["offset"], value["size"], value["crc32"])
 
 
 def _identity(row: Row) -> bytes:
@@ -123,22 +140,26 @@ def _identity(row: Row) -> bytes:
     return json.dumps([row.name, media, row.captions, dict(row.record), row.problem], sort_keys=True).encode()
 
 
-def _medium_identity(medium: Path | bytes | None) -> Any:
+def _medium_identity(medium: Medium | None) -> Any:
     if isinstance(medium, bytes):
         return hashlib.sha256(medium).hexdigest()
+    if isinstance(medium, TarMember):
+        return [medium.size, medium.crc32]
     state = _stat(medium)
     return None if medium is None else state.st_size if state else "missing"
 
 
-def _size(medium: Path | bytes | None) -> int:
+def _size(medium: Medium | None) -> int:
     if isinstance(medium, bytes):
         return len(medium)
+    if isinstance(medium, TarMember):
+        return medium.size
     state = _stat(medium)
     return state.st_size if state else 0
 
 
-def _changed(medium: Path | bytes | None) -> int:
-    state = None if isinstance(medium, bytes) else _stat(medium)
+def _changed(medium: Medium | None) -> int:
+    state = None if isinstance(medium, bytes) else _stat(medium.tar if isinstance(medium, TarMember) else medium)
     return state.st_mtime_ns if state else 0
 
 

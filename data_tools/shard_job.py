@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from data_tools.images import pack_image
 from data_tools.packing import BadRow, Packing
 from data_tools.plan import read_plan
 from data_tools.pool import Count, Progress
-from data_tools.rows import Row
+from data_tools.rows import Medium, Row, TarMember
 from data_tools.speech import pack_speech
 
 _MAX_FILE_BYTES = 1 << 30
@@ -146,10 +147,12 @@ def clean_captions(captions: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(caption for caption in cleaned if caption))
 
 
-def _bytes(medium: Path | bytes) -> bytes:
+def _bytes(medium: Medium) -> bytes:
     if isinstance(medium, bytes):
         return medium
     try:
+        if isinstance(medium, TarMember):
+            return _member_bytes(medium)
         state = medium.stat()
         if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_FILE_BYTES:
             raise BadRow("unreadable file", f"{medium}: no plain file, or larger than {_MAX_FILE_BYTES} bytes")
@@ -158,3 +161,12 @@ def _bytes(medium: Path | bytes) -> bytes:
         raise BadRow("missing file", str(medium)) from None
     except (OSError, ValueError) as error:
         raise BadRow("unreadable file", f"{medium}: {error}") from error
+
+
+def _member_bytes(member: TarMember) -> bytes:
+    with member.tar.open("rb") as tar:
+        tar.seek(member.offset)
+        data = tar.read(member.size)
+    if zlib.crc32(data) != member.crc32:
+        raise BadRow("changed file", f"{member}: its bytes are not those that were there when the build began; run it again")
+    return data

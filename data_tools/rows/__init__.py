@@ -20,13 +20,32 @@ from clipscale.settings import Part, find_part, part_names
 
 
 @dataclass(frozen=True)
+class TarMember:
+    """A file inside a tar, found again by its place."""
+
+    tar: Path
+    name: str
+    offset: int
+    size: int
+    crc32: int
+    """Of its bytes, so that a tar changed in between is noticed."""
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.tar}"
+
+
+Medium = Path | bytes | TarMember
+"""Where an image or a recording lies, or its bytes."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One sample to be: where its media lie, or their bytes, its captions, and what else is known of it."""
 
     name: str
     """What to call it in messages: 'cats/1.jpg', 'captions.csv:12'."""
-    image: Path | bytes | None = None
-    speech: Path | bytes | None = None
+    image: Medium | None = None
+    speech: Medium | None = None
     captions: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     """JSON values kept with the sample: label, intent, slots, speaker, transcript, licence, ..."""
@@ -40,12 +59,12 @@ class Rows(Part):
     folder: ClassVar[str] = "data_tools.rows"
 
     input: Path
-    """The file or folder to read."""
+    """The file or folder to read, or a pattern of file names."""
 
     @classmethod
     @abstractmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether this existing file or folder is of this kind."""
+        """Whether this is a file or folder, or a pattern of file names, of this kind."""
 
     @abstractmethod
     def guesses(self) -> list[str]:
@@ -70,14 +89,14 @@ def rows_kind(path: Path) -> str:
     Raises:
         DataError: there is no such file or folder, or nothing recognises it.
     """
-    if not path.exists():
-        raise DataError(f"input {path}: there is no such file or folder")
     for name in part_names(Rows.folder):
         if find_part(Rows, name).recognises(path):  # type: ignore[type-abstract]
             return name
+    if not path.exists():
+        raise DataError(f"input {path}: there is no such file or folder")
     raise DataError(
         f"input {path}: not an input that can be read; give a folder of images or recordings, a .csv, .tsv or .jsonl file, "
-        f"or a .json file in COCO format"
+        f"a .json file in COCO format, or webdataset tars"
     )
 
 
