@@ -34,6 +34,8 @@ INPUT is one of
 
 - a captions .json in COCO format, several captions an image
 
+- webdataset tars, as img2dataset, open_clip or CLAP make them: a folder of them, one, or a pattern in quotes
+
 Nothing is guessed silently: what is taken for what is printed first, and --dry-run stops there. Run the same command again after
 any interruption: finished shards are kept and the result is the same, byte for byte.
 
@@ -45,11 +47,14 @@ Examples:
 
     clipscale-shards build captions_val2017.json shards/ --images-folder val2017 --max-side 256
 
+    clipscale-shards build 'tars/{00000..00009}.tar' shards/
+
     clipscale-shards build commands.csv shards/ --speech-column path --caption-column transcription --slot-column action
 """
 
 _COLUMNS = "Tables and JSONL: which column holds what"
 _FOLDERS = "Folders: where captions come from"
+_TARS = "Tars"
 
 app = typer.Typer(
     name="clipscale-shards",
@@ -69,6 +74,13 @@ class CaptionsFrom(Enum):
     folders = "folders"
 
 
+class DamagedTars(Enum):
+    """What is done about tars that are not whole."""
+
+    refuse = "refuse"
+    keep = "keep"
+
+
 class CheckImages(Enum):
     """How closely images are looked at."""
 
@@ -78,7 +90,7 @@ class CheckImages(Enum):
 
 @app.command(help=_BUILD_EXAMPLES, rich_help_panel=None)
 def build(
-    input: Annotated[Path, typer.Argument(help="Folder, .csv, .tsv, .jsonl, or COCO .json.", show_default=False)],
+    input: Annotated[Path, typer.Argument(help="Folder, .csv, .tsv, .jsonl, COCO .json, or webdataset tars.", show_default=False)],
     output: Annotated[
         Path, typer.Argument(help="Folder for the data set; new, empty, or one that an interrupted build left.", show_default=False)
     ],
@@ -133,9 +145,19 @@ def build(
             rich_help_panel=_FOLDERS, help="Folders with classes: how a caption is made of a folder's name.", show_default="{label}"
         ),
     ] = None,
+    damaged_tars: Annotated[
+        DamagedTars | None,
+        typer.Option(
+            rich_help_panel=_TARS,
+            help="A tar that is cut off or damaged: 'refuse' it, or 'keep' the samples before the damage; what is lost is one failed row.",
+            show_default="refuse",
+        ),
+    ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="What INPUT is: folder, table, jsonl, coco, or a Python module with a kind of your own.", show_default="guessed"),
+        typer.Option(
+            help="What INPUT is: folder, table, jsonl, coco, tars, or a Python module with a kind of your own.", show_default="guessed"
+        ),
     ] = None,
     max_side: Annotated[
         int | None,
@@ -172,6 +194,7 @@ def build(
         "speaker_column": speaker_column,
         "captions_from": captions_from and captions_from.value,
         "caption_template": caption_template,
+        "damaged_tars": damaged_tars and damaged_tars.value,
     }
     rows = open_rows(input, kind=kind, **options)
     packing = _packing(max_side=max_side, max_seconds=max_seconds, check_images=check_images.value, samples_per_shard=samples_per_shard)
@@ -245,9 +268,9 @@ def _row_lines(row: Row) -> list[str]:
     if row.problem:
         return [f"{row.name}: cannot be packed: {row.problem}"]
     media = [
-        f"  {what}: {medium}{'' if medium.is_file() else '  (missing)'}"
+        f"  {what}: {medium}{'  (missing)' if isinstance(medium, Path) and not medium.is_file() else ''}"
         for what, medium in (("image", row.image), ("speech", row.speech))
-        if isinstance(medium, Path)
+        if medium is not None and not isinstance(medium, bytes)
     ]
     captions = [f"  caption: {caption}" for caption in clean_captions(row.captions)] or ["  caption: none; it cannot be packed"]
     return [row.name, *media, *captions, *(f"  {name}: {value}" for name, value in row.record.items())]

@@ -1,9 +1,16 @@
-"""Which file names are images and recordings."""
+"""Which file names are images, recordings and tars."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from clipscale.errors import DataError
+
+_HEAD = 2_000  # files looked at before guessing
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"})
 SPEECH_SUFFIXES = frozenset(
@@ -20,6 +27,37 @@ def is_image(name: Any) -> bool:
 def is_speech(name: Any) -> bool:
     """Whether this is a text that ends as the names of recordings do."""
     return isinstance(name, str) and _suffix(name) in SPEECH_SUFFIXES
+
+
+def is_tar(name: str) -> bool:
+    """Whether this is the name of a tar that is not compressed."""
+    return _suffix(name) == ".tar"
+
+
+def holds_tars(folder: Path) -> bool:
+    """Whether there are tars in the folder, or in folders in there, and no loose images or recordings; from its first files."""
+    head = list(islice((path.name for path in visible_files(folder)), _HEAD))
+    return any(map(is_tar, head)) and not any(is_image(name) or is_speech(name) for name in head)
+
+
+def visible_files(root: Path) -> Iterator[Path]:
+    """Every file in the folder and in folders in there, as `walk_visible`."""
+    return (folder / name for folder, names in walk_visible(root) for name in names)
+
+
+def walk_visible(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and those in there, each with its files, in the order of names; hidden ones are left out.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"input {root}: cannot be listed: {error}")
+
+    for place, folders, names in os.walk(root, onerror=refuse, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(place), sorted(name for name in names if not name.startswith("."))
 
 
 def _suffix(name: str) -> str:

@@ -8,7 +8,6 @@ a file lies in is its label and its caption: `golden_retriever/17.jpg` is captio
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from clipscale.errors import ConfigError, DataError
 from data_tools.rows import Row, Rows
-from data_tools.rows._media import is_image, is_speech
+from data_tools.rows._media import holds_tars, is_image, is_speech, visible_files, walk_visible
 
 _HEAD = 2_000  # files looked at before guessing
 
@@ -32,7 +31,7 @@ class Folder(Rows):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return path.is_dir()
+        return path.is_dir() and not holds_tars(path)
 
     def guesses(self) -> list[str]:
         head = list(islice(self._groups(), _HEAD))
@@ -81,14 +80,14 @@ class Folder(Rows):
         )
 
     def _what_there_is(self) -> str:
-        suffixes = Counter(path.suffix or path.name for path in islice(_files(self.input), _HEAD))
+        suffixes = Counter(path.suffix or path.name for path in islice(visible_files(self.input), _HEAD))
         return (
             " (it has " + ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) + ")" if suffixes else "; it is empty"
         )
 
     def _groups(self) -> Iterator[tuple[Path, _Group]]:
         """Files of one folder that share their name up to the last dot, folder by folder."""
-        for folder, names in _walk(self.input):
+        for folder, names in walk_visible(self.input):
             groups: dict[str, _Group] = {}
             for name in names:
                 groups.setdefault(name.rpartition(".")[0], _Group()).add(folder / name)
@@ -166,16 +165,3 @@ def _captions_in(record: dict[str, Any]) -> tuple[str, ...]:
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             return tuple(value)
     return ()
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"input {root}: cannot be listed: {error}")
-
-    for place, folders, names in os.walk(root, onerror=refuse, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(place), sorted(name for name in names if not name.startswith("."))
-
-
-def _files(root: Path) -> Iterator[Path]:
-    return (folder / name for folder, names in _walk(root) for name in names)

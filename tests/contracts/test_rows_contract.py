@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from clipscale.errors import RequestError
 from clipscale.settings import find_part, part_names, part_summaries
-from data_tools.rows import Rows, open_rows, rows_kind
+from data_tools.rows import Rows, TarMember, open_rows, rows_kind
 
 NAMES = part_names(Rows.folder)
 
@@ -48,7 +50,18 @@ def coco(place: Path) -> Path:
     return place / "in.json"
 
 
-EXAMPLES: dict[str, Callable[[Path], Path]] = {"folder": folder, "table": table, "jsonl": jsonl, "coco": coco}
+def tars(place: Path) -> Path:
+    (place / "tars").mkdir()
+    with tarfile.open(place / "tars" / "00000.tar", "w") as tar:
+        for stem in "ba":
+            for suffix, data in (("jpg", b""), ("txt", f"caption of {stem}".encode())):
+                member = tarfile.TarInfo(f"{stem}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return place / "tars"
+
+
+EXAMPLES: dict[str, Callable[[Path], Path]] = {"folder": folder, "table": table, "jsonl": jsonl, "coco": coco, "tars": tars}
 
 
 def test_every_kind_of_input_has_an_example_here() -> None:
@@ -68,7 +81,7 @@ def test_a_kind_says_what_it_takes_for_what_and_reads_the_same_twice(name: str, 
     assert len(rows.guesses()) >= 2
     first = list(rows.read())
     assert list(rows.read()) == first
-    assert sorted((row.image.name, row.captions) for row in first if isinstance(row.image, Path)) == [
+    assert sorted((row.image.name, row.captions) for row in first if isinstance(row.image, Path | TarMember)) == [
         ("a.jpg", ("caption of a",)),
         ("b.jpg", ("caption of b",)),
     ]
