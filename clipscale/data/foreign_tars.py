@@ -106,6 +106,8 @@ def read_contents(path: Path) -> Contents:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
+                if info.size < 0:
+                    return Contents(headers, f"the header at byte {info.offset:,} is damaged")  # Python 3.11 would go round in circles
                 headers += _header(info, size)
             return Contents(headers, _damage(path, tar.offset))
     except tarfile.TarError as error:

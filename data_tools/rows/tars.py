@@ -103,13 +103,11 @@ class Tars(Rows):
 
     def _check_ends(self, tars: list[Path]) -> None:
         """Find those cut off without reading them."""
-        if self.damaged_tars == "keep":
-            return
         try:
             cut = [path for path in tars if not looks_whole(path)]
         except OSError as error:
             raise DataError(f"input {self.input}: {error}") from error
-        if cut:
+        if cut and self.damaged_tars == "refuse":
             self._check(cut[0], read_contents(cut[0]), f" ({len(cut)} of {len(tars)} tars end like it)" if len(cut) > 1 else "")
 
     def _check(self, path: Path, contents: Contents, others: str = "") -> None:

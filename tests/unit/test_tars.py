@@ -222,6 +222,18 @@ def test_a_damaged_header_in_the_middle_is_refused(tmp_path: Path) -> None:
     assert len(read(path, damaged_tars="keep")) == 3
 
 
+def test_a_member_of_negative_size_ends_the_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pairs([1, 2]))
+    header, size = boundaries(path)["0002.png"], (1 << 96) - 4_096  # as tar writes -4,096: base 256
+    data = bytearray(path.read_bytes())
+    data[header + 124 : header + 136] = size.to_bytes(12, "big")
+    block = bytes(data[header : header + 148]) + b" " * 8 + bytes(data[header + 156 : header + 512])
+    data[header + 148 : header + 156] = b"%06o\0 " % sum(block)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        read(path)
+
+
 def test_tars_one_after_the_other_in_one_file_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", pairs(range(3)))
     path.write_bytes(path.read_bytes() * 2)
