@@ -15,11 +15,10 @@ from typing import Any, TypeVar
 import fsspec
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from clipscale.data.sample import Sample, parse_sample
-from clipscale.data.tables import INDEX, KEY
+from clipscale.data.tables import INDEX, KEY, read_parquet
 from clipscale.errors import DataError, MissingPackage, ShardError
 
 OPEN_FILES = 64
@@ -98,7 +97,7 @@ class DatasetIndex:
         data: bytes = _retried(lambda: self._filesystem.cat_file(f"{self._root}/{name}"), what=f"{self.url}/{name}")
         if hashlib.sha256(data).digest() != self._sidecar_sha256[shard]:
             raise ShardError(f"{self.url}/{name} is not the sidecar that index.parquet describes; build the data set again")
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), columns=names)
+        table = read_parquet(data, columns=names)
         columns = {column: table.column(column).to_numpy(zero_copy_only=False) for column in table.column_names}
         good = columns["status"] == "ok"
         columns = columns if good.all() else {column: values[good] for column, values in columns.items()}
@@ -252,7 +251,7 @@ def open_dataset(url: str | Path) -> DatasetIndex:
 
 def _read_index(url: str, data: bytes) -> pyarrow.Table:
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        table = read_parquet(data)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"data set {url}: index.parquet cannot be read ({error}); build the data set again") from error
     if not table.schema.equals(INDEX, check_metadata=False):
