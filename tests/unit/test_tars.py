@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from making_data import png, recording, tone, write_dataset
 
-from clipscale.data.foreign_tars import ForeignSample, expand_braces, read_contents, read_foreign_tar
+from clipscale.data.foreign_tars import Contents, ForeignSample, Header, expand_braces, read_contents, read_foreign_tar
 from clipscale.data.shards import Sample, open_dataset
 from clipscale.errors import ConfigError, DataError
 from data_tools.build import build
@@ -113,6 +115,11 @@ def test_captions_are_the_text_and_the_captions_of_the_json_else_its_single_one(
     members = [("1.png", png(1)), ("1.txt", text), ("1.json", record and json.dumps(record).encode())]
     (row,) = read(write_tar(tmp_path / "a.tar", [(name, data) for name, data in members if data is not None]))
     assert row.captions == captions
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
+    (row,) = read(write_tar(tmp_path / "a.tar", [("./1.png", b""), ("./1.json", b'{"caption": "one", "score": NaN}')]))
+    assert (row.name, row.record) == ("a.tar:1", {"caption": "one", "score": None})
 
 
 def test_suffixes_in_capitals_and_jpeg_are_images(tmp_path: Path) -> None:
@@ -250,6 +257,14 @@ def test_how_many_tars_are_cut_off_is_said_before_any_is_read(tmp_path: Path) ->
         open_rows(tmp_path).guesses()
 
 
+def test_the_damage_of_a_tar_without_a_whole_sample_is_named_after_the_tar(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"")
+    write_tar(tmp_path / "1.tar", pairs([1]))
+    rows = open_rows(tmp_path, damaged_tars="keep")
+    assert rows.guesses()
+    assert [(row.name, bool(row.problem)) for row in rows.read()] == [("0.tar", True), ("1.tar:0001", False)]
+
+
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w:gz"):
@@ -284,6 +299,20 @@ def test_dots_in_keys_are_a_failure_a_sample(tmp_path: Path) -> None:
         ("a.tar:v1.0/img.v2.1", "key with a dot"),
         ("a.tar:v1.0/img.v2.2", "key with a dot"),
     ]
+
+
+def test_pictures_with_dots_and_without_texts_are_failures_too(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.1.png", b""), ("a.2.png", b"")])
+    assert problems(path) == [("a.tar:a.1", "key with a dot"), ("a.tar:a.2", "key with a dot")]
+
+
+def test_a_member_too_large_to_hold_is_a_failure_and_not_read(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pairs([2]))
+    contents = read_contents(path)
+    large = Contents([Header("1.png", "1", "png", 512, (1 << 30) + 1, plain=True), *contents.headers], "")
+    first, second = read_foreign_tar(path, large, media={"png"}, texts={"txt"})
+    assert first.problem.startswith("unreadable file: 1.png has 1,073,741,825 bytes")
+    assert not second.problem
 
 
 def test_a_second_dotted_sample_beside_a_plain_one_fails_and_an_extra_picture_does_not(tmp_path: Path) -> None:
@@ -406,11 +435,25 @@ def test_the_same_tars_elsewhere_are_the_same_data_set_and_other_bytes_another(t
     write_tar(tmp_path / "in/a.tar", pairs(range(4)))
     write_tar(tmp_path / "elsewhere/a.tar", pairs(range(4)))
     build(open_rows(tmp_path / "in"), tmp_path / "out", workers=1)
-    again = build(open_rows(tmp_path / "elsewhere"), tmp_path / "out", workers=1)
-    assert again.reused_shards + again.samples >= 4
+    assert build(open_rows(tmp_path / "elsewhere"), tmp_path / "out", workers=1).samples == 4
     write_tar(tmp_path / "in/a.tar", [*pairs(range(3)), ("0003.png", png(9)), ("0003.txt", b"number 3")])
     with pytest.raises(DataError, match="holds another data set"):
         build(open_rows(tmp_path / "in"), tmp_path / "out", workers=1)
+
+
+def test_a_tar_written_again_since_is_packed_anew(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", pairs(range(4)))
+    reused = []
+    for changed in (1, 1, 2):
+        os.utime(path, (changed, changed))
+        reused.append(build(open_rows(path), tmp_path / "out", workers=1).reused_shards)
+    assert reused == [0, 1, 0]
+
+
+def test_a_disk_without_room_for_the_images_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(DataError, match="the disk has room for"):
+        build(open_rows(write_tar(tmp_path / "a.tar", pairs(range(4)))), tmp_path / "out", workers=1)
 
 
 def test_a_data_set_of_ours_can_be_built_again_from_its_tars(tmp_path: Path) -> None:
