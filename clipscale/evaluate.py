@@ -72,10 +72,17 @@ def evaluate(
     for name, evaluator in evaluators.items():
         result = evaluator.evaluate(model, mesh)
         results[name] = replace(result, name=name, provenance={**provenance, **result.provenance})
+        if mesh.is_main:
+            print(_headline(name, result), file=sys.stderr, flush=True)
     with raised_together(mesh):
         if mesh.is_main:
             write(folder, results)
     return results
+
+
+def _headline(name: str, result: Evaluation) -> str:
+    figure = result.figures[0]
+    return f"{name}: {figure.name} {figure.value:.3f} ({figure.low:.3f}–{figure.high:.3f}), n {figure.n:,}"
 
 
 def evaluate_checkpoint(path: Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None) -> Path:
