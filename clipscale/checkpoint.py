@@ -27,7 +27,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipscale.errors import CheckpointError
 
@@ -134,6 +134,26 @@ def load(path: Path) -> Checkpoint:
     tensors = {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in _TENSOR_FILES}
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(folder=path, step=state["step"], tensors=tensors, state=state, sha256=_sha256(path / "manifest.json"))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a model whose names and shapes must be the same.
+
+    Raises:
+        CheckpointError: names what is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in weights]
+    problems += [f"unknown {name}" for name in weights if name not in own]
+    problems += [
+        f"{name} is {list(weights[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"the checkpoint does not fit the model: {shown}")
+    model.load_state_dict(dict(weights))
 
 
 def _sha256(path: Path) -> str:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipscale import checkpoint
 from clipscale.config import Run, merge, read_layers, read_yaml, validate
-from clipscale.engines._replicated import load_weights
 from clipscale.errors import ConfigError, DataError, RunFolderError
 from clipscale.evaluators import Evaluation, Evaluator
 from clipscale.inputs import Modality
@@ -104,7 +103,7 @@ def evaluate_checkpoint(path: Path, mesh: Mesh, *, files: Sequence[Path], overri
         run = _settings(folder / "config.yaml", files, overrides)
         check(run.evaluations, list(run.towers))
         model = build_model(run)
-        load_weights(model, saved.tensors["model"])
+        checkpoint.load_weights(model, saved.tensors["model"])
     provenance = {"checkpoint": folder.name, "checkpoint_sha256": saved.sha256, "step": saved.step}
     written = output or folder.parent.parent
     evaluate(run.evaluations, model.to(mesh.device), mesh, folder=written, provenance=provenance)

@@ -123,7 +123,7 @@ def check_packages(logging: Logging) -> None:
     wanted = {"tensorboard": logging.tensorboard, "wandb": logging.wandb_project is not None}
     for package, is_wanted in wanted.items():
         if is_wanted and importlib.util.find_spec(package) is None:
-            raise MissingPackage(f"logging asks for {package}, which is not installed: pip install 'clipscale[{package}]'")
+            raise MissingPackage(f"logging asks for {package}, which is not installed: pip install {package}")
 
 
 def open_loggers(logging: Logging, *, name: str, folder: Path, settings: Mapping[str, Any], first_step: int) -> list[Logger]:

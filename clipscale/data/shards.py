@@ -31,7 +31,7 @@ import pyarrow.parquet
 from clipscale.data.dataset import DatasetIndex, open_dataset, read_member
 from clipscale.data.media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, image_size, image_suffix, speech_length, speech_suffix
 from clipscale.data.sample import Sample, parse_sample
-from clipscale.data.tables import INDEX, KEY, SIDECAR
+from clipscale.data.tables import INDEX, KEY, SIDECAR, read_parquet
 from clipscale.errors import DataError, ShardError
 
 _BLOCK = 512
@@ -231,10 +231,8 @@ def _about(path: Path) -> dict[str, str]:
 
 def _info(sidecar: Path) -> ShardInfo:
     about, data = _about(sidecar), sidecar.read_bytes()
-    columns = {
-        name: pyarrow.parquet.read_table(sidecar, columns=[name]).column(name).to_pylist()
-        for name in ("status", "width", "frames", "sample_rate", "captions")
-    }
+    table = read_parquet(data, columns=["status", "width", "frames", "sample_rate", "captions"])
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
     good = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True) if row[0] == "ok"]
     return ShardInfo(
         shard=sidecar.stem,

@@ -56,7 +56,7 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingPackage("the demo's digits are scans in the package scikit-learn: pip install 'clipscale[demo]'") from error
+        raise MissingPackage("the demo's digits are scans in the package scikit-learn: pip install scikit-learn") from error
     scans = load_digits()
     return scans.images, scans.target
 

@@ -78,6 +78,6 @@ def _load() -> tuple[Any, str]:
         import espeakng_loader
     except ImportError as error:
         raise MissingPackage(
-            "the demo's speech is made by espeak-ng, from the package espeakng-loader: pip install 'clipscale[demo]'"
+            "the demo's speech is made by espeak-ng, from the package espeakng-loader: pip install espeakng-loader"
         ) from error
     return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path()

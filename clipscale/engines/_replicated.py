@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from clipscale.checkpoint import load_weights
 from clipscale.errors import CheckpointError
 from clipscale.model import Encoders, KindOutput, PreparedKinds
 from clipscale.optim import Optimizer
@@ -81,23 +81,3 @@ class Replica:
 
     def _fused(self) -> bool:
         return bool(self._optimizer.defaults.get("fused"))
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a model whose names and shapes must be the same.
-
-    Raises:
-        CheckpointError: names what is missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in weights]
-    problems += [f"unknown {name}" for name in weights if name not in own]
-    problems += [
-        f"{name} is {list(weights[name].shape)} in the checkpoint and {list(own[name].shape)} in the model"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"the checkpoint does not fit the model: {shown}")
-    model.load_state_dict(dict(weights))

@@ -149,5 +149,5 @@ def test_digits_are_written_byte_for_byte_again(written: Path, tmp_path: Path) -
 
 def test_missing_scikit_learn_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'clipscale\[demo\]'"):
+    with pytest.raises(MissingPackage, match=r"pip install scikit-learn"):
         write_digits(tmp_path)

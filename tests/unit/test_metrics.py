@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_flatten_keeps_numbers_and_drops_the_rest() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed here, so its absence cannot be shown")
 def test_a_logger_without_its_package_is_refused_with_the_install_line() -> None:
-    with pytest.raises(MissingPackage, match=re.escape("pip install 'clipscale[wandb]'")):
+    with pytest.raises(MissingPackage, match="pip install wandb"):
         check_packages(Logging(wandb_project="x"))
     check_packages(Logging(tensorboard=True))
 
