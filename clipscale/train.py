@@ -121,12 +121,13 @@ class _Training:
         name = self.mesh.gather_objects(newest.name if newest else None)[0]
         if name is None:
             return 0
-        saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
-        if saved.state["data"] != self.recipe:
-            raise CheckpointError(
-                f"{saved.folder} was trained on other data than the sources now hold; name a new run, or restore the data"
-            )
-        self.trainable.load(saved.tensors)
+        with raised_together(self.mesh):
+            saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
+            if saved.state["data"] != self.recipe:
+                raise CheckpointError(
+                    f"{saved.folder} was trained on other data than the sources now hold; name a new run, or restore the data"
+                )
+            self.trainable.load(saved.tensors)
         return saved.step
 
     def _order(self, kind: PairKind) -> Order:
