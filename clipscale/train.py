@@ -11,8 +11,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from clipscale.data.sample import BadSample, BadSampleBudget, Batch
 from clipscale.data.stream import check_sources, make_order, recipe_hash, training_batches
 from clipscale.engines import Trainable
 from clipscale.errors import CheckpointError, ContrastError, NonFiniteLoss
+from clipscale.logbook import Logbook
 from clipscale.memory.grad_cache import cached_backward
-from clipscale.metrics import JsonLines, Logger, check_packages, flatten, open_loggers
+from clipscale.metrics import check_packages
 from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
@@ -72,7 +74,7 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
         training.start()
         return training.run_to(min(run.steps, stop_after or run.steps))
     finally:
-        training.close()
+        training.closing.close()
 
 
 class _Training:
@@ -83,9 +85,7 @@ class _Training:
         self.step = 0
         self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
         self.signals = StopSignals()
-        self.lock: IO[str] | None = None
-        self.files: dict[str, JsonLines] = {}
-        self.loggers: list[Logger] = []
+        self.closing = ExitStack()
 
     # --- start -------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class _Training:
         """Build the model, claim the run folder, and take up where the newest checkpoint stands."""
         run, mesh = self.run, self.mesh
         model = build_model(run)
-        self.lock = self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
+        self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
         self.recipe = {
             name: recipe_hash(kind.sources, seed=run.seed, global_batch=kind.global_batch, lanes=run.lanes)
             for name, kind in run.pair_kinds.items()
@@ -103,15 +103,17 @@ class _Training:
         self.step = self._resume()
         self.orders = {name: self._order(kind) for name, kind in run.pair_kinds.items()}
         self.streams = {name: self._stream(name, kind) for name, kind in run.pair_kinds.items()}
-        self._open_files()
+        self.logbook = Logbook(run, mesh, step=self.step)
+        self.closing.callback(self.logbook.close)
+        if self.step < run.steps:
+            self.logbook.write_event("resumed" if self.step else "started", step=self.step)
 
-    def _claim_folder(self, *, needed_bytes: int) -> IO[str] | None:
+    def _claim_folder(self, *, needed_bytes: int) -> None:
         """The first thing that is written; by rank 0, for all."""
         with raised_together(self.mesh):
-            if not self.mesh.is_main:
-                return None
-            run_folder.check(self.run, needed_bytes=needed_bytes)
-            return run_folder.claim(self.run)
+            if self.mesh.is_main:
+                run_folder.check(self.run, needed_bytes=needed_bytes)
+                self.closing.enter_context(run_folder.claim(self.run))
 
     def _resume(self) -> int:
         """Take up the newest whole checkpoint; the step it was written at, 0 when there is none."""
@@ -150,20 +152,6 @@ class _Training:
             pin_memory=self.mesh.device.type == "cuda",
         )
 
-    def _open_files(self) -> None:
-        """Rank 0 writes; lines of steps after the checkpoint are cut off, so that the files are those of one run."""
-        if not self.mesh.is_main:
-            return
-        run, folder = self.run, self.run.run_folder
-        if not (folder / "environment.json").exists():
-            run_folder.write_environment(folder, seed=run.seed, device=str(self.mesh.device), world=self.mesh.world, command=sys.argv)
-        for name in ("metrics", "timings", "events", "bad_samples"):
-            self.files[name] = JsonLines(folder / f"{name}.jsonl", keep_through_step=self.step)
-        settings = run.model_dump(mode="json", serialize_as_any=True)
-        self.loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=self.step + 1)
-        if self.step < run.steps:
-            self._event("resumed" if self.step else "started")
-
     # --- the loop ----------------------------------------------------------------------------------------------
 
     def run_to(self, last_step: int) -> Outcome:
@@ -181,15 +169,17 @@ class _Training:
                 record = self._train_step(batches)
                 seconds = time.perf_counter() - started
                 stop = self.mesh.all_reduce_max(self.signals.received)
-                self._write(record, seconds=seconds, waited=waited)
+                self.logbook.write_step(record, seconds=seconds, waited=waited)
                 progress.show(record, seconds=seconds, waited=waited)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
                     self._save()
                 if stop:
-                    self._event("stopped", detail=f"signal {stop}")
+                    self.logbook.write_event("stopped", step=self.step, detail=f"signal {stop}")
                     return Outcome("stopped", self.step, signal=stop)
         finished = self.step == self.run.steps
-        self._event("finished" if finished else "stopped", detail="" if finished else "as asked by --stop-after")
+        self.logbook.write_event(
+            "finished" if finished else "stopped", step=self.step, detail="" if finished else "as asked by --stop-after"
+        )
         return Outcome("finished" if finished else "stopped", self.step)
 
     def _next_batches(self) -> dict[str, Batch]:
@@ -265,10 +255,7 @@ class _Training:
                 continue
             parts = self.mesh.gather_objects([batch.valid.tolist(), [[bad.key, bad.source, bad.reason] for bad in batch.bad]])
             bad = [BadSample(*fields) for _, rows in parts for fields in rows]
-            for item in bad if self.mesh.is_main else []:
-                self.files["bad_samples"].write(
-                    {"step": self.step, "kind": name, "source": item.source, "key": item.key, "reason": item.reason}
-                )
+            self.logbook.write_bad_samples(bad, step=self.step, kind=name)
             self.budget.count([good for valid, _ in parts for good in valid], bad)
 
     # --- what it leaves ----------------------------------------------------------------------------------------
@@ -292,24 +279,6 @@ class _Training:
             "kinds": kinds,
         }
 
-    def _write(self, record: dict[str, object], *, seconds: float, waited: float) -> None:
-        if not self.mesh.is_main:
-            return
-        kinds = record["kinds"]
-        assert isinstance(kinds, dict)
-        samples = sum(self.run.pair_kinds[name].global_batch for name in kinds)
-        timing = {"step": self.step, "seconds": seconds, "samples_per_second": samples / seconds, "data_wait_seconds": waited}
-        if self.mesh.device.type == "cuda":
-            timing["memory_bytes"] = torch.cuda.max_memory_allocated(self.mesh.device)
-        self.files["metrics"].write(record)
-        self.files["timings"].write(timing)
-        for logger in self.loggers:
-            logger.write(self.step, {**flatten(record), **flatten(timing, prefix="timing/")})
-
-    def _event(self, event: str, *, detail: str = "") -> None:
-        if self.mesh.is_main:
-            self.files["events"].write({"event": event, "step": self.step, "time": run_folder.now(), "detail": detail})
-
     def _save(self) -> None:
         """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
         with raised_together(self.mesh):
@@ -324,16 +293,7 @@ class _Training:
             }
             checkpoint.save(folder, step=self.step, tensors=self.trainable.state(), state=state, config=to_yaml(self.run))
             checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
-            self._event("checkpoint")
-
-    def close(self) -> None:
-        """Close files and streams; the folder is free for the next process."""
-        for file in self.files.values():
-            file.close()
-        for logger in self.loggers:
-            logger.close()
-        if self.lock is not None:
-            self.lock.close()
+            self.logbook.write_event("checkpoint", step=self.step)
 
 
 def _checkpoint_bytes(model: Encoders) -> int:

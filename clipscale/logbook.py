@@ -1,0 +1,63 @@
+"""What a run writes while it trains: numbers of every step, events, bad samples; by rank 0, for all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from clipscale import run_folder
+from clipscale.config import Run
+from clipscale.data.sample import BadSample
+from clipscale.metrics import JsonLines, Logger, flatten, open_loggers
+from clipscale.parallel.mesh import Mesh
+
+
+class Logbook:
+    """The run folder's JSON lines and the loggers asked for. Lines of steps after `step` are cut off: the files are those of one run."""
+
+    def __init__(self, run: Run, mesh: Mesh, *, step: int) -> None:
+        self._run, self._mesh = run, mesh
+        self._files: dict[str, JsonLines] = {}
+        self._loggers: list[Logger] = []
+        if not mesh.is_main:
+            return
+        folder = run.run_folder
+        if not (folder / "environment.json").exists():
+            run_folder.write_environment(folder, seed=run.seed, device=str(mesh.device), world=mesh.world, command=sys.argv)
+        for name in ("metrics", "timings", "events", "bad_samples"):
+            self._files[name] = JsonLines(folder / f"{name}.jsonl", keep_through_step=step)
+        settings = run.model_dump(mode="json", serialize_as_any=True)
+        self._loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=step + 1)
+
+    def write_step(self, record: dict[str, Any], *, seconds: float, waited: float) -> None:
+        """A step's numbers, and how long it took and waited for data, seconds."""
+        if not self._mesh.is_main:
+            return
+        step, samples = record["step"], sum(self._run.pair_kinds[name].global_batch for name in record["kinds"])
+        timing = {"step": step, "seconds": seconds, "samples_per_second": samples / seconds, "data_wait_seconds": waited}
+        if self._mesh.device.type == "cuda":
+            timing["memory_bytes"] = torch.cuda.max_memory_allocated(self._mesh.device)
+        self._files["metrics"].write(record)
+        self._files["timings"].write(timing)
+        for logger in self._loggers:
+            logger.write(step, {**flatten(record), **flatten(timing, prefix="timing/")})
+
+    def write_event(self, event: str, *, step: int, detail: str = "") -> None:
+        """Something that happened once: started, resumed, checkpoint, stopped, finished."""
+        if self._mesh.is_main:
+            self._files["events"].write({"event": event, "step": step, "time": run_folder.now(), "detail": detail})
+
+    def write_bad_samples(self, bad: Sequence[BadSample], *, step: int, kind: str) -> None:
+        """Samples that could not be read, of any rank."""
+        for item in bad if self._mesh.is_main else []:
+            self._files["bad_samples"].write({"step": step, "kind": kind, "source": item.source, "key": item.key, "reason": item.reason})
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        for file in self._files.values():
+            file.close()
+        for logger in self._loggers:
+            logger.close()
