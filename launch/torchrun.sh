@@ -33,7 +33,7 @@ if [ "$nodes" -gt 1 ]; then
   rendezvous=(--rdzv-backend c10d --rdzv-id "${RDZV_ID:-clipscale}"
     --rdzv-endpoint "${RDZV_ENDPOINT:?RDZV_ENDPOINT=host:port of node 0 is needed with NNODES > 1}" --node-rank "${NODE_RANK:-0}")
 else
-  rendezvous=(--standalone)
+  rendezvous=(--standalone --local-addr 127.0.0.1) # no look-up of this machine's own name, which containers may not know
 fi
 
 exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}" \
