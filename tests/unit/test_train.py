@@ -203,3 +203,16 @@ def test_bf16_towers_keep_loss_and_temperature_in_fp32(tmp_path: Path, data: tup
     first = [read_json_lines(other.run_folder / "metrics.jsonl")[0]["kinds"]["image_text"] for other in (run, plain)]
     assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=2e-2)
     assert first[0]["scale"] == first[1]["scale"]
+
+
+def test_every_step_and_micro_batch_draws_its_own_random_numbers_and_the_same_ones_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    training = train._Training(make(tmp_path, data), MESH)
+
+    def draw(step: int, micro_batch: int) -> tuple[float, ...]:
+        training.step = step
+        training._seed(micro_batch)
+        return tuple(torch.rand(4).tolist())
+
+    places = [(step, micro_batch) for step in (1, 2, 3) for micro_batch in (0, 1)]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(2, 1) == draw(2, 1)
