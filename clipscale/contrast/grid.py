@@ -5,114 +5,305 @@ by tile. Its own pairs' rows are finished by itself: the partial rows of x come 
 Features and their gradients cross the network 2(R−1) + 2(C−1) times b·D numbers, the least possible when each logit is computed once:
 a rank with B²/W of them must see at least 2B/√W vectors. One rank alone is a 1×1 grid and sends nothing.
 
-Legend: b pairs on this rank, B in the global batch, D embedding width, W = R·C ranks.
+Everything else that an objective may ask for travels the same lines: further views, numbers of the pairs, terms of earlier sweeps, and
+extra samples of one side (blocks of their own: all x against the extra y).
+
+Legend: b pairs on this rank, B in the global batch, D embedding width, W = R·C ranks, n and m pairs of this rank's grid row and column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from clipscale.contrast.backends import Backend, Samples
+from clipscale.contrast.choose import choose_backend
+from clipscale.contrast.layout import HARDEST, SIDES, Layout, layouts_of, reduced_before
+from clipscale.contrast.line import Line
 from clipscale.contrast.logits import effective_bias, to_cosine, to_logits, unit_guide
 from clipscale.contrast.pairs import Agreement, Request
-from clipscale.contrast.result import SIDES, Finished, Gradients, Result, Tally, finish
-from clipscale.contrast.tiled import HARDEST, Layout, Samples, TiledBlock
-from clipscale.objectives import Pull, Side
-from clipscale.parallel.collectives import exchange_rows, gather_rows
+from clipscale.contrast.result import (
+    Finished,
+    Gradients,
+    Result,
+    Tally,
+    Totals,
+    add_scaled_rows,
+    finish,
+    pairs_of_views,
+    row_dots,
+    share_of_batch_loss,
+    sum_in_order,
+)
+from clipscale.contrast.tiled import Sums, TiledBlock
+from clipscale.objectives import MAIN, Objective, Own, Product, Pull, Side
 
 
-def grid_loss(request: Request, agreement: Agreement, *, grid_rows: int | None) -> Result:
-    """The exact loss over all ranks' pairs on a grid of `grid_rows` × W/grid_rows ranks; None: as square as can be."""
-    return _GridLoss(request, agreement, grid_rows).run()
-
-
-class Line:
-    """The ranks of this rank's grid row or column."""
-
-    def __init__(self, ranks: Sequence[int], own: int, group: dist.ProcessGroup | None, agreement: Agreement) -> None:
-        self.group, self.own = group, own
-        self.sizes = [agreement.sizes[rank] for rank in ranks]
-        starts = [sum(agreement.sizes[:rank]) for rank in ranks]
-        self.index = torch.cat([torch.arange(start, start + size) for start, size in zip(starts, self.sizes, strict=True)])
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """[b, ...] -> [sum of the line's b, ...]."""
-        return gather_rows(rows, self.sizes, self.group)
-
-    def exchange(self, rows: Tensor) -> Tensor:
-        """[sum of the line's b, ...] -> [ranks, b, ...]: what each rank of the line holds for this rank's rows."""
-        return exchange_rows(rows, self.sizes, self.own, self.group)
-
-    def add_up(self, rows: Tensor) -> Tensor:
-        """[sum of the line's b, ...] -> [b, ...]: what the ranks hold for this rank's rows, added in rank order."""
-        parts = self.exchange(rows)
-        return parts[0] if len(parts) == 1 else parts.sum(0)
-
-    def samples(self, features: Tensor, ids: Tensor | None, guide: Tensor | None) -> Samples:
-        """All samples of the line, of one side."""
-        return Samples(
-            features=self.gather(features),
-            index=self.index,
-            ids=None if ids is None else self.gather(ids),
-            guide=None if guide is None else self.gather(guide),
-        )
+def grid_loss(request: Request, agreement: Agreement) -> Result:
+    """The exact loss over all ranks' pairs on a grid of `grid_rows` × W/grid_rows ranks; by default as square as can be."""
+    return _GridLoss(request, agreement).run()
 
 
 class _GridLoss:
-    def __init__(self, request: Request, agreement: Agreement, grid_rows: int | None) -> None:
-        pairs, dtype = request.pairs, request.dtype
-        grid = request.mesh.grid(grid_rows)
-        self.request, self.agreement = request, agreement
-        self.x, self.y = pairs.x.detach().to(dtype), pairs.y.detach().to(dtype)
-        self.scale = request.scale.detach().to(dtype).reshape(())
+    def __init__(self, request: Request, agreement: Agreement) -> None:
+        pairs, objective = request.pairs, request.objective
+        self.request, self.agreement, self.objective = request, agreement, objective
+        self.grid = request.mesh.grid(request.settings.grid_rows)
+        self.scale = request.scale.detach().to(request.dtype).reshape(())
         self.bias = effective_bias(request)
-        self.x_line = Line(grid.row_ranks, grid.column, grid.row_group, agreement)
-        self.y_line = Line(grid.column_ranks, grid.row, grid.column_group, agreement)
-        guide = unit_guide(request, agreement)
-        self.layout = Layout(request.objective, like=self.x)
-        self.block = TiledBlock(
-            objective=request.objective,
-            x=self.x_line.samples(pairs.x, pairs.ids, guide),
-            y=self.y_line.samples(pairs.y, pairs.ids, guide),
-            scale=self.scale,
-            bias=self.bias,
-            layout=self.layout,
-            settings=request.settings,
+        self.features = {view: features.detach() for view, features in pairs.features(objective).items()}
+        self.numbers = {name: _in_dtype(pairs.numbers[name].detach(), request.dtype) for name in objective.numbers}
+        self.lines = self._lines_of(agreement.sizes)
+        self.extra_lines = {name: self._lines_of(sizes) for name, sizes in agreement.extras.items()}
+        self.layouts = layouts_of(objective, like=self.scale.new_zeros(0))
+        self.backend = self._backend()
+        self.blocks = self._blocks()
+        self.own = self._own()
+
+    def _lines_of(self, sizes: list[int]) -> dict[Side, Line]:
+        grid, settings = self.grid, self.request.settings
+        return {
+            "x": Line(grid.row_ranks, grid.column, grid.row_group, sizes, settings),
+            "y": Line(grid.column_ranks, grid.row, grid.column_group, sizes, settings),
+        }
+
+    def _backend(self) -> Backend:
+        wanted = {name for name in self.numbers if name in self.agreement.wanted}
+        return choose_backend(self.request, vectors=frozenset(wanted | set(reduced_before(self.layouts[:-1]))))
+
+    def _blocks(self) -> list[TiledBlock]:
+        """The pairs against each other, and every sort of extra samples against all pairs of the other side."""
+        request, objective = self.request, self.objective
+        guide, ids = unit_guide(request, self.agreement), request.pairs.ids
+        rows, columns = (self._samples(side, guide, ids) for side in SIDES)
+        budget = request.settings.cache_for(len(rows) * len(columns) * self.scale.element_size() * len(objective.products))
+        pairs = TiledBlock(rows, columns, {product: product for product in objective.products}, self.scale, self.bias, self.backend, budget)
+        blocks = [pairs]
+        for name, tensor in request.pairs.extras().items():
+            side: Side = "x" if name == "extra_x" else "y"
+            line = self.extra_lines[name][side]
+            extra = Samples({name: line.gather_features(tensor)}, torch.full((sum(line.sizes),), -1))
+            names = (name, "y") if side == "x" else ("x", name)
+            both = (extra, columns) if side == "x" else (rows, extra)
+            blocks.append(TiledBlock(*both, {MAIN: names}, self.scale, self.bias, self.backend, 0, extra=side))
+        return blocks
+
+    def _samples(self, side: Side, guide: Tensor | None, ids: Tensor | None) -> Samples:
+        line, place = self.lines[side], 0 if side == "x" else 1
+        needed = dict.fromkeys(product[place] for product in self.objective.products)
+        if any(name != f"extra_{side}" for name in self.agreement.extras):
+            needed[side] = None
+        return Samples(
+            features={view: line.gather_features(self.features[view]) for view in needed},
+            index=line.index(),
+            ids=None if ids is None else line.gather(ids),
+            guide=None if guide is None else line.gather(guide),
+            numbers={name: line.gather(number) for name, number in self.numbers.items()},
         )
+
+    def _own(self) -> Own:
+        cosines = {(a, b): row_dots(self.features[a], self.features[b].to(self.scale.dtype)) for a, b in pairs_of_views(self.objective)}
+        logits = {pair: to_logits(cosine, self.scale, self.bias if pair == MAIN else None) for pair, cosine in cosines.items()}
+        return Own(self.features, logits, self.scale, self.numbers)
 
     def run(self) -> Result:
-        x_partial, y_partial = self.block.partials()
-        own: dict[Side, Tensor] = {
-            "x": self.layout.merge("x", self.x_line.exchange(x_partial)),
-            "y": self.layout.merge("y", self.y_line.exchange(y_partial)),
-        }
-        cosine = (self.x * self.y).sum(1)
+        partials: list[dict[Side, Tensor]] = []
+        totals: Totals = {"x": {}, "y": {}}
+        reduced: list[Totals] = []
+        for layout in self.layouts:
+            reduced.append({side: dict(self.gather_vectors(side, totals[side])) for side in SIDES} if partials else {})
+            partials.append(self._sweep(layout, reduced[-1]))
+            for side in SIDES:
+                totals[side] |= layout.totals(side, partials[-1][side])
+        hardest = {side: to_cosine(totals[side].pop(HARDEST), self.scale, self.bias) for side in SIDES if HARDEST in totals[side]}
+        statistics = _Statistics(self)
         count = self.agreement.count
-        finished = finish(self.request.objective, self.layout, own, to_logits(cosine, self.scale, self.bias), count=count)
-        hardest = {side: to_cosine(self.layout.split(side, own[side])[HARDEST][:, 0], self.scale, self.bias) for side in SIDES}
-        told = self.request.mesh.gather(torch.cat([finished.loss.reshape(1), Tally.of(cosine, hardest).numbers])).sum(0)
-        gradients = self._gradients(finished) if self.agreement.wants_gradients else None
-        return Result(told[0].to(self.scale.dtype), Tally(told[1:]).metrics(count=count), gradients)
+        finished = finish(self.objective, totals, self.own, statistics.totals, count=count)
+        batch_loss, batch_gradients = share_of_batch_loss(self.objective, statistics.totals, count=count)
+        cosine = to_cosine(self.own.pairs[MAIN], self.scale, self.bias)
+        told = self.add_over_ranks(torch.cat([finished.loss.reshape(1), Tally.of(cosine, hardest).numbers]))
+        loss = told[0] if batch_loss is None else told[0] + batch_loss
+        metrics = Tally(told[1:]).metrics(count=count, with_hardest=bool(hardest))
+        gradients = None
+        if self.agreement.wanted:
+            gradients = _Backward(self, partials, totals, reduced).run(finished, statistics.pull(finished.statistics, batch_gradients))
+        return Result(loss.to(self.scale.dtype), metrics, gradients)
 
-    def _gradients(self, finished: Finished) -> Gradients:
-        """Second sweep, then every rank's part of a row's gradient goes to the row's owner."""
-        swept = self.block.gradients(
-            _gather_pulls(self.x_line, finished.pulls["x"]),
-            _gather_pulls(self.y_line, finished.pulls["y"]),
-        )
-        pair = finished.positive.unsqueeze(1)
-        x = self.x_line.add_up(swept.x).addcmul_(pair, self.y)  # in place: these are the largest tensors there are
-        y = self.y_line.add_up(swept.y).addcmul_(pair, self.x)
-        scale = (self.x * x).sum(1).sum(dtype=torch.float64)  # Σ_j d loss/d logit_ij · cosine_ij, for this rank's rows
-        bias = swept.bias if self.bias is None else swept.bias + finished.positive.sum(dtype=torch.float64)
-        return Gradients(x.mul_(self.scale), y.mul_(self.scale), scale, bias)
+    def _sweep(self, layout: Layout, reduced: Totals) -> dict[Side, Tensor]:
+        """All blocks swept; each side's partial rows go to their owners and are merged there: [b, K]."""
+        found = [block.partials(layout, reduced) for block in self.blocks]
+        merged: dict[Side, Tensor] = {}
+        for side in SIDES:
+            partial = layout.merge(side, [part[side] for part in found if side in part])
+            merged[side] = layout.merge(side, self.lines[side].exchange(partial))
+        return merged
+
+    def gather_vectors(self, side: Side, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Numbers of this rank's pairs, of the whole line: each [b] -> [n] or [m]."""
+        if not own:
+            return {}
+        columns = self.lines[side].gather(torch.stack(list(own.values()), dim=1)).unbind(1)
+        return dict(zip(own, columns, strict=True))
+
+    def add_over_ranks(self, numbers: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each: along grid rows, then of the grid rows' sums along columns."""
+        for line in self.lines.values():
+            numbers = sum_in_order(list(line.gather_equal(numbers)))
+        return numbers
 
 
-def _gather_pulls(line: Line, pulls: dict[str, Pull]) -> dict[str, Pull]:
-    """Finished rows of the whole line: each [b] -> [sum of the line's b]."""
-    own = torch.stack([number for pull in pulls.values() for number in pull], dim=1)
-    columns = line.gather(own).unbind(1)
-    return {name: Pull(columns[2 * place], columns[2 * place + 1]) for place, name in enumerate(pulls)}
+class _Statistics:
+    """The objective's small sums over the global batch, and the way back to this rank's features."""
+
+    def __init__(self, loss: _GridLoss) -> None:
+        self.own: dict[str, Tensor] = {}
+        self.totals: dict[str, Tensor] = {}
+        self.add_over_ranks = loss.add_over_ranks
+        if type(loss.objective).statistics is Objective.statistics:
+            return
+        self.leaves = {name: features.detach().to(loss.scale.dtype).requires_grad_() for name, features in loss.features.items()}
+        leaf = loss.scale.detach().requires_grad_()
+        pairs = {pair: logit.detach().requires_grad_() for pair, logit in loss.own.pairs.items()}
+        self.inputs: dict[str | Product, Tensor] = {}
+        self.inputs.update(self.leaves)
+        self.inputs.update(pairs)
+        self.inputs["scale"] = leaf
+        with torch.enable_grad():
+            self.own = loss.objective.statistics(Own(self.leaves, pairs, leaf, loss.numbers))
+        self.totals = self._add_up({name: value.detach() for name, value in self.own.items()})
+
+    def _add_up(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors, added over ranks in float64."""
+        if not named:
+            return {}
+        flat = self.add_over_ranks(torch.cat([tensor.to(torch.float64).flatten() for tensor in named.values()]))
+        parts = torch.split(flat, [tensor.numel() for tensor in named.values()])
+        return {name: part.reshape(tensor.shape).to(tensor.dtype) for (name, tensor), part in zip(named.items(), parts, strict=True)}
+
+    def pull(self, own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str | Product, Tensor]:
+        """d loss / d this rank's features, scale and own logits, through the statistics.
+
+        `own` is each rank's share of d loss / d statistic, `shared` is the same on all.
+        """
+        if not self.own:
+            return {}
+        alive = {name: value for name, value in self.own.items() if value.requires_grad}
+        if not alive:
+            return {}
+        total = self._add_up({name: own[name] for name in alive})
+        for name, gradient in shared.items():
+            total[name] = total[name] + gradient
+        weights = [total[name] for name in alive]
+        found = torch.autograd.grad(list(alive.values()), list(self.inputs.values()), weights, allow_unused=True)
+        return {name: gradient for name, gradient in zip(self.inputs, found, strict=True) if gradient is not None}
+
+
+class _Backward:
+    """The sweeps in reverse order, then every rank's part of a gradient goes to its owner."""
+
+    def __init__(self, loss: _GridLoss, partials: list[dict[Side, Tensor]], totals: Totals, reduced: list[Totals]) -> None:
+        self.loss, self.partials, self.totals, self.reduced = loss, partials, totals, reduced
+        self.wanted, self.dtype = loss.agreement.wanted, loss.scale.dtype
+        self.into = self._sums()
+
+    def _sums(self) -> dict[Side, Sums]:
+        """Zeros for all that is wanted; the scale's gradient needs one side to be complete."""
+        names: dict[Side, dict[str, Tensor]] = {"x": {}, "y": {}}
+        for block in self.loss.blocks:
+            for row_name, column_name in block.products.values():
+                names["x"][row_name] = block.rows.features[row_name]
+                names["y"][column_name] = block.columns.features[column_name]
+        complete = any(set(names[side]) <= self.wanted for side in SIDES)
+        keep = {side: {name for name in names[side] if name in self.wanted} for side in SIDES}
+        if "scale" in self.wanted and not complete:
+            keep["x"] = set(names["x"])
+        self.scale_side: Side = "x" if keep["x"] == set(names["x"]) else "y"
+        return {
+            side: Sums({name: torch.zeros_like(names[side][name], dtype=self.dtype) for name in sorted(keep[side])}, {}) for side in SIDES
+        }
+
+    def run(self, finished: Finished, through_statistics: Mapping[str | Product, Tensor]) -> Gradients:
+        loss = self.loss
+        worth = {side: dict(finished.totals[side]) for side in SIDES}
+        numbers = dict(finished.numbers)
+        bias = torch.zeros((), dtype=torch.float64, device=loss.scale.device)
+        explicit = finished.scale.to(torch.float64) + through_statistics.get("scale", 0)
+        for layout in reversed(loss.layouts):
+            if not layout.has_gradient:
+                continue
+            for side in SIDES:
+                self.into[side].vectors = self._vectors(side, layout)
+            pulls = {side: self._pulls(side, layout, worth[side]) for side in SIDES}
+            for block in loss.blocks:
+                scalars = block.add_gradients(layout, pulls, self.reduced[layout.sweep], self.into)
+                bias, explicit = bias + scalars.bias, explicit + scalars.scale
+            for side in SIDES:
+                for name, vector in self.into[side].vectors.items():
+                    target = numbers if name in numbers else worth[side]
+                    target[name] = target[name] + loss.lines[side].add_up(vector)
+        return self._finish(finished, through_statistics, numbers, bias, explicit)
+
+    def _vectors(self, side: Side, layout: Layout) -> dict[str, Tensor]:
+        """Zeros for numbers that want a gradient and, in later sweeps, for the terms reduced before."""
+        vectors = {name: number for name, number in self._samples(side).numbers.items() if name in self.wanted}
+        vectors |= self.reduced[layout.sweep].get(side, {})
+        return {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+
+    def _samples(self, side: Side) -> Samples:
+        block = self.loss.blocks[0]
+        return block.rows if side == "x" else block.columns
+
+    def _pulls(self, side: Side, layout: Layout, worth: Mapping[str, Tensor]) -> Mapping[str, Pull]:
+        """Finished rows of the whole line: each [b] -> [n] or [m]."""
+        split = layout.split(side, self.partials[layout.sweep][side])
+        vectors: dict[str, Tensor] = {}
+        for name in layout.names(side):
+            vectors[f"total {name}"] = self.totals[side][name]
+            vectors[f"share {name}"] = layout.terms[side][name].share(split[name], worth[name])
+        gathered = self.loss.gather_vectors(side, vectors)
+        return {name: Pull(gathered[f"total {name}"], gathered[f"share {name}"]) for name in layout.names(side)}
+
+    def _finish(
+        self,
+        finished: Finished,
+        through_statistics: Mapping[str | Product, Tensor],
+        numbers: dict[str, Tensor],
+        bias: Tensor,
+        scale: Tensor,
+    ) -> Gradients:
+        """Each rank's part of a feature's gradient to the owner, then the pairs' own logits."""
+        loss = self.loss
+        every = {**loss.features, **loss.request.pairs.extras()}
+        leaves: dict[str, Tensor] = {name: number for name, number in numbers.items() if name in self.wanted}
+        for side in SIDES:
+            for name in list(self.into[side].features):
+                line = loss.extra_lines[name][side] if name in loss.extra_lines else loss.lines[side]
+                own = line.add_up_gradients(self.into[side].features.pop(name))
+                if side == self.scale_side:  # Σ d loss / d logit · cosine, for this rank's samples
+                    scale = scale + row_dots(every[name], own).sum(dtype=torch.float64)
+                if name in self.wanted:
+                    leaves[name] = own if name not in leaves else leaves[name].add_(own)
+        for (one, other), pair in finished.pairs.items():
+            worth = pair + through_statistics.get((one, other), 0)
+            for target, source in ((one, other), (other, one)):
+                if target in self.wanted:
+                    if target not in leaves:
+                        leaves[target] = torch.zeros_like(loss.features[target], dtype=self.dtype)
+                    add_scaled_rows(leaves[target], worth, loss.features[source])
+            logits = loss.own.pairs[one, other]
+            bias_of = loss.bias if (one, other) == MAIN else None
+            scale = scale + (worth * to_cosine(logits, loss.scale, bias_of)).sum(dtype=torch.float64)
+            if bias_of is not None:
+                bias = bias + worth.sum(dtype=torch.float64)
+        for name in leaves:
+            if name not in loss.numbers:
+                leaves[name].mul_(loss.scale)
+                if name in through_statistics:
+                    leaves[name].add_(through_statistics[name])
+        return Gradients(leaves, scale, bias)
+
+
+def _in_dtype(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    return numbers.to(dtype) if numbers.is_floating_point() else numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from clipscale.contrast.dense import dense_loss
 from clipscale.contrast.grid import grid_loss
-from clipscale.contrast.pairs import Agreement, Pairs, Request, agree
+from clipscale.contrast.grouped import check_groups, grouped_loss
+from clipscale.contrast.pairs import Pairs, Request, agree
 from clipscale.contrast.result import Gradients, Result
 from clipscale.contrast.settings import ContrastSettings
 from clipscale.errors import ConfigError
@@ -26,6 +28,19 @@ class ContrastOutput:
     """The global mean loss, the same on every rank bit for bit: 0-d, float32 (float64 for float64 embeddings)."""
     metrics: dict[str, Tensor]
     """`x_to_y_top1`, `y_to_x_top1`, `mean_positive` and `hardest_negative` (cosines), the same on every rank, without gradient."""
+
+
+@dataclass(frozen=True)
+class KnownGradients:
+    """The loss of the global batch and this rank's part of its gradients: added over ranks, the gradients of exactly that number."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    leaves: Mapping[str, Tensor]
+    """By name ("x", "y", further views, extras, numbers): float32 (float64 for float64 embeddings), in the shape of what they belong to."""
+    scale: Tensor
+    bias: Tensor | None
+    """None when no bias was given."""
 
 
 def contrastive_loss(
@@ -49,55 +64,92 @@ def contrastive_loss(
         ConfigError: on every rank alike, when the method or the grid does not fit the number of ranks.
         ContrastError: on every rank alike, when any rank's input is unusable or the ranks disagree.
     """
-    check_method(settings, world=mesh.world)
-    request = Request(objective, pairs, scale, bias, settings, mesh, _wants_gradients(pairs.x, pairs.y, scale, bias))
-    with torch.no_grad(), torch.autocast(mesh.device.type, enabled=False):
-        agreement = agree(request)
-        result = _compute(request, agreement)
-    if result.gradients is None or not request.wants_gradients:
+    tensors = _every_tensor(pairs, scale, bias)
+    wanted = frozenset(name for name, tensor in tensors.items() if torch.is_grad_enabled() and tensor.requires_grad)
+    result = _compute(Request(objective, pairs, scale, bias, settings, mesh, wanted))
+    if result.gradients is None or not wanted:
         return ContrastOutput(result.loss, result.metrics)
-    loss: Tensor = _KnownGradients.apply(result.loss, pairs.x, pairs.y, scale, bias, result.gradients)  # type: ignore[no-untyped-call]
+    gradients = _as_named(result.gradients)
+    names = [name for name in tensors if name in wanted]
+    known = [_for_tensor(gradients[name], tensors[name]) if name in gradients else torch.zeros_like(tensors[name]) for name in names]
+    loss: Tensor = _Known.apply(result.loss, known, *(tensors[name] for name in names))  # type: ignore[no-untyped-call]
     return ContrastOutput(loss, result.metrics)
 
 
-def _wants_gradients(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+def contrastive_loss_and_gradients(
+    objective: Objective, pairs: Pairs, scale: Tensor, bias: Tensor | None = None, *, settings: ContrastSettings, mesh: Mesh
+) -> KnownGradients:
+    """The same loss with its gradients in hand, outside autograd: what a trainer that caches gradients wants.
+
+    Gradients are given for everything that can have one, whether or not it requires it; whole-numbered numbers have none.
+
+    Raises:
+        ConfigError: as `contrastive_loss`.
+        ContrastError: as `contrastive_loss`.
+    """
+    tensors = _every_tensor(pairs, scale, bias)
+    result = _compute(Request(objective, pairs, scale, bias, settings, mesh, frozenset(tensors)))
+    assert result.gradients is not None
+    named = _as_named(result.gradients)
+    leaves = {name: gradient for name, gradient in named.items() if name not in {"scale", "bias"}}
+    of_bias = None if bias is None else named["bias"].reshape(bias.shape)
+    return KnownGradients(result.loss, result.metrics, leaves, named["scale"].reshape(scale.shape), of_bias)
 
 
-def check_method(settings: ContrastSettings, *, world: int) -> None:
-    """Refuse a method or grid that does not fit `world` ranks.
+def check_method(settings: ContrastSettings, *, world: int, objective: Objective | None = None) -> None:
+    """Refuse a method or grid that does not fit `world` ranks, and an objective whose groups do not.
 
     Raises:
         ConfigError: names the setting, the number of ranks and what fits.
     """
     if settings.method == "tiled" and world > 1:
         raise ConfigError(f"contrast method 'tiled' is for one rank, there are {world}; use 'auto', 'grid' (also tiled) or 'dense'")
+    ranks = world if objective is None else check_groups(objective, world=world)
     rows = settings.grid_rows
-    if rows is not None and world % rows:
-        fitting = [str(count) for count in range(1, world + 1) if world % count == 0]
-        raise ConfigError(f"grid_rows {rows} does not divide the {world} ranks; these do: {', '.join(fitting)}")
+    if rows is not None and ranks % rows:
+        fitting = [str(count) for count in range(1, ranks + 1) if ranks % count == 0]
+        raise ConfigError(f"grid_rows {rows} does not divide the {ranks} ranks; these do: {', '.join(fitting)}")
 
 
-def _compute(request: Request, agreement: Agreement) -> Result:
-    if request.settings.method == "dense":
-        return dense_loss(request, agreement)
-    return grid_loss(request, agreement, grid_rows=request.settings.grid_rows)  # one rank is a 1×1 grid: tiles without a network
+def _every_tensor(pairs: Pairs, scale: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """Everything given that could have a gradient, by name."""
+    numbers = {name: number for name, number in pairs.numbers.items() if number.is_floating_point()}
+    named = {"x": pairs.x, "y": pairs.y, **pairs.views, **pairs.extras(), **numbers, "scale": scale}
+    return named if bias is None else named | {"bias": bias}
 
 
-class _KnownGradients(torch.autograd.Function):
+def _compute(request: Request) -> Result:
+    check_method(request.settings, world=request.mesh.world, objective=request.objective)
+    with torch.no_grad(), torch.autocast(request.mesh.device.type, enabled=False):
+        agreement = agree(request)
+        compute = dense_loss if request.settings.method == "dense" else grid_loss  # one rank is a 1×1 grid: tiles without a network
+        if request.objective.groups > 1:
+            return grouped_loss(request, agreement, compute)
+        return compute(request, agreement)
+
+
+def _as_named(gradients: Gradients) -> dict[str, Tensor]:
+    return {**gradients.leaves, "scale": gradients.scale, "bias": gradients.bias}
+
+
+def _for_tensor(gradient: Tensor, tensor: Tensor) -> Tensor:
+    return gradient.to(tensor.dtype).reshape(tensor.shape)
+
+
+class _Known(torch.autograd.Function):
     """A loss whose gradients are known already; the backward pass multiplies them with what arrives."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, gradients: Gradients) -> Tensor:
-        ctx.save_for_backward(
-            gradients.x.to(x.dtype),
-            gradients.y.to(y.dtype),
-            gradients.scale.to(scale.dtype).reshape(scale.shape),
-            None if bias is None else gradients.bias.to(bias.dtype).reshape(bias.shape),
-        )
+    def forward(ctx: Any, loss: Tensor, known: list[Tensor], *_: Tensor) -> Tensor:
+        ctx.known = known
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        known = [None if saved is None else saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors]
-        return None, *known, None
+        if ctx.known is None:
+            raise RuntimeError("the gradients of this loss were handed over already; say retain_graph=True in the first backward pass")
+        known = ctx.known
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return None, None, *(tensor * gradient.to(tensor.dtype) for tensor in known)
+        ctx.known = None  # handed over in place: no second copy of the largest tensors there are
+        return None, None, *(tensor.mul_(gradient.to(tensor.dtype)) for tensor in known)

@@ -6,9 +6,12 @@ wrong is then raised on every rank, with the ranks and values it was found on.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import zlib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +21,16 @@ from clipscale.errors import ContrastError
 from clipscale.objectives import Objective
 from clipscale.parallel.mesh import Mesh
 
+FACTS = 6
+"""Whole numbers that every rank tells all others before anything is computed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# b pairs on this rank, B in the global batch, D embedding width, Dg guide width, W ranks.
+# b pairs on this rank, B in the global batch, D embedding width, Dg guide width, M extra samples on this rank, W ranks.
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """This rank's b pairs: row i of everything belongs to pair i. b may differ between ranks, and be 0 on some."""
+    """This rank's b pairs: row i of everything but extras belongs to pair i. b may differ between ranks, and be 0 on some."""
 
     x: Tensor
     """Embeddings of the first modality, normalised: [b, D]."""
@@ -37,12 +42,44 @@ class Pairs:
     """Features of the second modality's locked tower, for objectives that need a "guide": [b, Dg]; no gradient flows to them."""
     ids: Tensor | None = None
     """The caption's identity, equal for equal captions (a 63-bit hash): int64 [b]."""
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    """Embeddings of further modalities or views, by the names an objective asks for: [b, D] each."""
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Numbers of each pair, by the names an objective asks for, floating or int64: [b] each; gradients flow to floating ones."""
+    extra_x: Tensor | None = None
+    """This rank's share of extra first-modality samples, negatives of every y of the global batch: [M, D], M its own on every rank."""
+    extra_y: Tensor | None = None
+    """This rank's share of extra second-modality samples, negatives of every x: hard-negative captions, a queue: [M, D]."""
 
     def guide(self, objective: Objective) -> Tensor | None:
         """The guide features this objective needs, if any."""
         if "guide" in objective.needs:
             return self.guide_y
         return self.guide_x if "first_guide" in objective.needs else None
+
+    def features(self, objective: Objective) -> dict[str, Tensor]:
+        """Embeddings of the pairs, by view."""
+        every = {"x": self.x, "y": self.y, **self.views}
+        return {view: every[view] for view in objective.views}
+
+    def extras(self) -> dict[str, Tensor]:
+        """Extra samples, by name."""
+        named = {"extra_x": self.extra_x, "extra_y": self.extra_y}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def leaves(self, objective: Objective) -> dict[str, Tensor]:
+        """Everything a gradient may flow to, by name."""
+        numbers = {name: self.numbers[name] for name in objective.numbers if self.numbers[name].is_floating_point()}
+        return {**self.features(objective), **self.extras(), **numbers}
+
+    def rows(self, rows: slice) -> Pairs:
+        """Some of the pairs, without extras."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        views, numbers = ({name: tensor[rows] for name, tensor in group.items()} for group in (self.views, self.numbers))
+        return Pairs(self.x[rows], self.y[rows], cut(self.guide_x), cut(self.guide_y), cut(self.ids), views, numbers)
 
 
 @dataclass(frozen=True)
@@ -57,8 +94,8 @@ class Request:
     """The logits' bias, one number; None when the objective has none."""
     settings: ContrastSettings
     mesh: Mesh
-    wants_gradients: bool
-    """Whether this rank will want gradients."""
+    wanted: frozenset[str]
+    """Names of leaves, or "scale" or "bias", to which this rank wants gradients."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,32 +109,19 @@ class Agreement:
 
     sizes: list[int]
     """b of every rank."""
-    wants_gradients: bool
-    """Whether any rank wants gradients; then all take part in computing them."""
+    extras: dict[str, list[int]]
+    """By name, how many extra samples every rank brings."""
+    wanted: frozenset[str]
+    """Leaves to which any rank wants gradients; then all take part in computing them."""
 
     @property
     def count(self) -> int:
         """B, pairs in the global batch."""
         return sum(self.sizes)
 
-
-@dataclass(frozen=True)
-class _Facts:
-    """What ranks compare, as numbers; a field's name is how an error calls it."""
-
-    problem: float
-    pairs: float
-    gradients: float
-    width: float
-    guide_width: float
-    dtype: float
-    caption_ids: float
-    scale: float
-    bias: float
-    request: float
-
-
-_MAY_DIFFER = {"problem", "pairs", "gradients"}
+    def part(self, ranks: slice) -> Agreement:
+        """What a group of consecutive ranks knows, when it is a global batch of its own."""
+        return replace(self, sizes=self.sizes[ranks], extras={name: sizes[ranks] for name, sizes in self.extras.items()})
 
 
 def agree(request: Request) -> Agreement:
@@ -110,59 +134,94 @@ def agree(request: Request) -> Agreement:
         problem = find_problem(request)
     except Exception as error:  # whatever it is, the other ranks must hear of it: they are about to wait for this one
         problem = f"{type(error).__name__}: {error}"
-    table = request.mesh.gather(_facts(request, problem).to(request.mesh.device)).tolist()
-    ranks = [_Facts(*row) for row in table]
-    if any(facts.problem for facts in ranks):
-        told = [(rank, text) for rank, text in enumerate(request.mesh.gather_objects(problem)) if text]
-        raise ContrastError("; ".join(f"rank {rank} of {len(ranks)}: {text}" for rank, text in told))
-    for name in (field.name for field in fields(_Facts) if field.name not in _MAY_DIFFER):
-        _compare(name, [getattr(facts, name) for facts in ranks])
-    agreement = Agreement([int(facts.pairs) for facts in ranks], any(facts.gradients for facts in ranks))
+    facts = {} if problem else _facts(request)
+    names = _names(request) if not problem else []
+    own = [
+        _fingerprint(facts),
+        bool(problem),
+        *_counts(request, problem),
+        sum(1 << names.index(name) for name in request.wanted if name in names),
+    ]
+    table = request.mesh.gather(torch.tensor(own, dtype=torch.int64, device=request.mesh.device)).tolist()
+    if any(row[1] for row in table) or len({row[0] for row in table}) > 1:
+        _raise_together(request, problem, facts)
+    columns = [list(column) for column in zip(*table, strict=True)]
+    wanted = frozenset(name for place, name in enumerate(names) if any(row[5] >> place & 1 for row in table))
+    extras = {name: columns[place] for place, name in ((3, "extra_x"), (4, "extra_y")) if name in request.pairs.extras()}
+    agreement = Agreement(columns[2], extras, wanted)
     if agreement.count == 0:
-        raise ContrastError(f"the global batch is empty: none of {len(ranks)} ranks has a pair; a contrastive loss needs at least one")
+        raise ContrastError(f"the global batch is empty: none of {len(table)} ranks has a pair; a contrastive loss needs at least one")
     return agreement
 
 
-def _compare(name: str, values: list[float]) -> None:
-    if len(set(values)) == 1:
-        return
-    word = name.replace("_", " ")
-    shown = [str(DTYPES[int(value)]) if name == "dtype" else f"{value:g}" for value in values]
-    if name == "request":
-        word, shown = "objective or contrast settings", [f"fingerprint {int(value):08x}" for value in values]
-    each = ", ".join(f"rank {rank}: {text}" for rank, text in enumerate(shown))
-    raise ContrastError(f"ranks disagree about the {word}: {each}; all ranks must contrast the same kind of pairs")
+def _names(request: Request) -> list[str]:
+    return [*request.pairs.leaves(request.objective), "scale", "bias"]
 
 
-def _facts(request: Request, problem: str | None) -> Tensor:
+def _counts(request: Request, problem: str | None) -> list[int]:
+    if problem:
+        return [0, 0, 0]
+    tensors = (request.pairs.x, request.pairs.extra_x, request.pairs.extra_y)
+    return [0 if tensor is None else len(tensor) for tensor in tensors]
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    """What must be the same on all ranks; a key is how an error calls it."""
     pairs, scale, bias = request.pairs, request.scale, request.bias
-    if problem is not None:
-        return torch.tensor([1.0] + [0.0] * (len(fields(_Facts)) - 1), dtype=torch.float64)
     guide = pairs.guide(request.objective)
-    fingerprint = zlib.crc32((request.objective.model_dump_json() + request.settings.model_dump_json()).encode())
-    facts = _Facts(
-        problem=0,
-        pairs=len(pairs.x),
-        gradients=request.wants_gradients,
-        width=pairs.x.shape[1],
-        guide_width=0 if guide is None else guide.shape[1],
-        dtype=DTYPES.index(pairs.x.dtype),
-        caption_ids=pairs.ids is not None,
-        scale=float(scale.detach()),
-        bias=0.0 if bias is None else float(bias.detach()),
-        request=fingerprint,
-    )
-    return torch.tensor([float(getattr(facts, field.name)) for field in fields(_Facts)], dtype=torch.float64)
+    return {
+        "width": pairs.x.shape[1],
+        "guide width": 0 if guide is None else guide.shape[1],
+        "dtype": str(pairs.x.dtype),
+        "caption ids": pairs.ids is not None,
+        "views and extras": [*pairs.views, *pairs.extras()],
+        "numbers": [f"{name} {pairs.numbers[name].dtype}" for name in request.objective.numbers],
+        "scale": float(scale.detach()),
+        "bias": 0.0 if bias is None else float(bias.detach()),
+        "objective": [request.objective.model_dump_json(), type(request.objective).__name__],
+        "contrast settings": request.settings.model_dump_json(),
+    }
+
+
+def _fingerprint(facts: Mapping[str, Any]) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _raise_together(request: Request, problem: str | None, facts: Mapping[str, Any]) -> None:
+    """Tell on every rank what any rank met, or what the ranks disagree about."""
+    met = request.mesh.gather_objects([problem, facts])
+    told = [(rank, text) for rank, (text, _) in enumerate(met) if text]
+    if told:
+        raise ContrastError("; ".join(f"rank {rank} of {len(met)}: {text}" for rank, text in told))
+    for name in met[0][1]:
+        values = [fact[name] for _, fact in met]
+        if any(value != values[0] for value in values):
+            each = ", ".join(f"rank {rank}: {_shown(value)}" for rank, value in enumerate(values))
+            raise ContrastError(f"ranks disagree about the {name}: {each}; all ranks must contrast the same kind of pairs")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def find_problem(request: Request) -> str | None:
     """What is wrong with this rank's input, or None."""
-    pairs, needs = request.pairs, request.objective.needs
-    name = type(request.objective).__name__
+    pairs, objective = request.pairs, request.objective
+    name = type(objective).__name__
     wanted = {"guide": pairs.guide_y, "first_guide": pairs.guide_x, "ids": pairs.ids, "bias": request.bias}
-    for need in sorted(needs):
+    for need in sorted(objective.needs):
         if wanted[need] is None:
             return f"objective {name} needs {_NAMES[need]}, none was given"
+    for view in objective.views:
+        if view not in {"x", "y", *pairs.views}:
+            return f"objective {name} needs embeddings of a view '{view}'; there are {', '.join(['x', 'y', *pairs.views])}"
+    for number in objective.numbers:
+        if number not in pairs.numbers:
+            return f"objective {name} needs a number '{number}' of every pair; there are {', '.join(pairs.numbers) or 'none'}"
+    if pairs.extras() and not objective.takes_extras:
+        return f"objective {name} takes no extra samples, {' and '.join(pairs.extras())} was given"
     return (
         _shape_problem(pairs)
         or _number_problem("scale", request.scale, positive=True)
@@ -186,9 +245,18 @@ def _shape_problem(pairs: Pairs) -> str | None:
         return f"x {list(x.shape)} and y {list(y.shape)} must be embeddings [pairs, width] of equal shape"
     if x.dtype != y.dtype or x.dtype not in DTYPES:
         return f"x is {x.dtype} and y is {y.dtype}; both must be the same of {', '.join(map(str, DTYPES))}"
+    for name, view in pairs.views.items():
+        if view.shape != x.shape or view.dtype != x.dtype:
+            return f"view '{name}' is {view.dtype} {list(view.shape)}; it must be {x.dtype} {list(x.shape)} as x is"
+    for name, extra in pairs.extras().items():
+        if extra.ndim != 2 or extra.shape[1] != x.shape[1] or extra.dtype != x.dtype:
+            return f"{name} is {extra.dtype} {list(extra.shape)}; it must be {x.dtype} [samples, {x.shape[1]}], as wide as x"
     for name, guide in (("guide_x", pairs.guide_x), ("guide_y", pairs.guide_y)):
         if guide is not None and (guide.ndim != 2 or len(guide) != len(x)):
             return f"{name} {list(guide.shape)} must be features [pairs, width] of the same {len(x)} pairs as x"
+    for name, number in pairs.numbers.items():
+        if number.shape != x.shape[:1] or not (number.dtype in DTYPES or number.dtype == torch.int64):
+            return f"number '{name}' is {number.dtype} {list(number.shape)}; it must be floating or int64 [{len(x)}], one for each pair"
     if pairs.ids is not None and (pairs.ids.shape != x.shape[:1] or pairs.ids.dtype != torch.int64):
         return f"ids {pairs.ids.dtype} {list(pairs.ids.shape)} must be int64 [{len(x)}], one for each pair"
     return None
@@ -203,19 +271,23 @@ def _number_problem(name: str, value: Tensor, *, positive: bool = False) -> str 
     return None
 
 
-def _device_problem(request: Request) -> str | None:
+def _tensors(request: Request) -> dict[str, Tensor | None]:
     pairs = request.pairs
-    tensors = {"x": pairs.x, "y": pairs.y, "guide": pairs.guide(request.objective), "ids": pairs.ids, "scale": request.scale}
-    for name, tensor in (tensors | {"bias": request.bias}).items():
+    return {"x": pairs.x, "y": pairs.y, **pairs.views, **pairs.extras(), "guide": pairs.guide(request.objective), **pairs.numbers}
+
+
+def _device_problem(request: Request) -> str | None:
+    every = {**_tensors(request), "ids": request.pairs.ids, "scale": request.scale, "bias": request.bias}
+    for name, tensor in every.items():
         if tensor is not None and tensor.device != request.mesh.device:
             return f"{name} is on {tensor.device}, this rank's device is {request.mesh.device}"
     return None
 
 
 def _finite_problem(request: Request) -> str | None:
-    pairs = request.pairs
-    for name, tensor in (("x", pairs.x), ("y", pairs.y), ("guide", pairs.guide(request.objective))):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            bad = (~torch.isfinite(tensor)).any(1).nonzero()[:, 0].tolist()
-            return f"{name} is not finite in {len(bad)} of {len(tensor)} rows, first in row {bad[0]}"
+    for name, tensor in _tensors(request).items():
+        if tensor is None or not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all()):
+            continue
+        bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[:, 0].tolist()
+        return f"{name} is not finite in {len(bad)} of {len(tensor)} rows, first in row {bad[0]}"
     return None

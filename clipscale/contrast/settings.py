@@ -1,12 +1,16 @@
-"""ContrastSettings: how the exact loss is computed; every choice gives the same loss and gradients."""
+"""ContrastSettings: how the exact loss is computed; every choice but the wire's gives the same loss and gradients."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from clipscale.settings import Settings
+
+WireDtype = Literal["bfloat16", "float16"]
+MIB = 2**20
 
 
 class ContrastSettings(Settings):
@@ -17,7 +21,29 @@ class ContrastSettings(Settings):
     rows × columns, each logit computed once in the world, tile by tile; `auto`: tiled on one rank, else grid."""
     grid_rows: int | None = Field(default=None, ge=1)
     """Rows of the grid of ranks, a divisor of their number; none: as square as can be."""
-    tile_rows: int = Field(default=1024, ge=1)
-    """First-modality samples in a tile; a tile of logits takes tile_rows × tile_columns × 4 bytes, a few times over."""
-    tile_columns: int = Field(default=1024, ge=1)
-    """Second-modality samples in a tile."""
+    tile_rows: int | None = Field(default=None, ge=1)
+    """Pairs along the rows of a tile of logits; none: what suits device and backend. A tile takes rows × columns × 4 bytes, a few
+    times over."""
+    tile_columns: int | None = Field(default=None, ge=1)
+    """Pairs along the columns of a tile; none: what suits device and backend."""
+    cache_bytes: int | None = Field(default=None, ge=0)
+    """How much of the logits the first sweep may keep for the gradient's, which then computes three matrix products instead of four;
+    none: all of them where they fit 64 MiB, else nothing."""
+    backend: Literal["auto", "torch", "compile", "triton"] = "auto"
+    """What computes a tile: `triton`, fused kernels for CUDA and the objectives they know; `compile`, the objective's terms by
+    torch.compile; `torch`, as they stand; `auto`: on CUDA triton where it can, else compile; on the CPU torch."""
+    feature_wire: WireDtype | None = None
+    """What embeddings are rounded to when they are sent to other ranks, which halves their bytes; none: not at all."""
+    gradient_wire: WireDtype | None = None
+    """What each rank's part of an embedding's gradient is rounded to when it is sent to its owner; none: not at all."""
+
+    def cache_for(self, logits_bytes: int) -> int:
+        """Bytes of logits to keep, of a block that has so many."""
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        return logits_bytes if logits_bytes <= 64 * MIB else 0
+
+
+def wire_dtype(name: WireDtype | None) -> torch.dtype | None:
+    """The dtype of this name."""
+    return None if name is None else {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -1,18 +1,19 @@
 """What an objective is written in: a block of logits, terms to reduce over the other side, and the reduced row.
 
-A block holds the logits of some x samples (its rows) against some y samples (its columns). It serves both directions: each
-term is reduced along the rows for the x side and along the columns for the y side. The mathematics of every reduction
+A block holds the logits of some pairs (its rows) against some pairs (its columns): of the rows' x against the columns' y, and of other
+views if an objective asks. It serves both directions: each term is reduced along the rows, for the x side, and along the columns, for
+the y side. The mathematics of every reduction
 stands here once: in textbook form (`reduce`), and piecewise (`partials`, `merge`, `total`, `pull`) for engines that never hold
 more than a tile.
 
-Legend: n x-samples and m y-samples in a block, k numbers in a partial.
+Legend: n rows and m columns in a block, b pairs on this rank, B in the global batch, D embedding width, k numbers in a partial.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
@@ -29,18 +30,39 @@ def softplus(value: Tensor) -> Tensor:
     return -functional.logsigmoid(-value)
 
 
+View = str
+"""A kind of features that every pair has: "x", "y", and further modalities by the names the batch gives them."""
+Product = tuple[View, View]
+"""Logits of one view of the row's pairs against one view of the column's pairs."""
+MAIN: Product = ("x", "y")
+
+
 @dataclass(frozen=True)
 class Block:
-    """Logits of n x-samples against m y-samples, and what else is known about each of their n·m combinations."""
+    """Logits of n pairs (rows) against m pairs (columns), and what else is known about each of their n·m combinations."""
 
-    logits: Tensor
-    """scale · ⟨x, y⟩, plus the bias where the objective needs one: [n, m]."""
+    products: Mapping[Product, Tensor]
+    """By views: scale · ⟨row's view, column's view⟩, for ("x", "y") plus the bias where the objective needs one: each [n, m]."""
     positive: Tensor | None
-    """True where x and y are a pair: [n, m]; None when no pair lies in this block."""
+    """True where row and column are the same pair: [n, m]; None when no pair lies in this block."""
     same_text: Tensor | None
-    """True where x and y have the same caption, pairs included: [n, m]; None when captions are not known."""
+    """True where the captions of row and column are equal, pairs included: [n, m]; None when captions are not known."""
     guide: Tensor | None
-    """Cosine of the two samples' guide features: [n, m]; None unless the objective needs it."""
+    """Cosine of the two pairs' guide features: [n, m]; None unless the objective needs it."""
+    scale: Tensor
+    """What the cosines were multiplied with: 0-d."""
+    numbers: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """What `Objective.numbers` names, of the rows [n, 1] and of the columns [1, m]."""
+    reduced: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Terms that earlier sweeps have reduced over the whole other side: of the rows [n, 1] and of the columns [1, m]."""
+    extra: Side | None = None
+    """The side that is not made of pairs here: with "y", columns are extra y samples, the rows' negatives; with "x", rows are extra x
+    samples. `logits` are theirs, terms are reduced for the other side only, and nothing but `logits` and `scale` is known."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Of x against y: [n, m]."""
+        return self.products[MAIN]
 
     def left_out(self, same_text: SameText = "negative") -> Tensor | None:
         """True where an entry is no negative: the pairs, and with "ignored" also combinations of equal captions."""
@@ -50,15 +72,40 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Own:
+    """What this rank knows of its own b pairs, for statistics of the global batch."""
+
+    views: Mapping[View, Tensor]
+    """[b, D] each."""
+    pairs: Mapping[Product, Tensor]
+    """Logits of each pair with itself, by views: [b]."""
+    scale: Tensor
+    """0-d."""
+    numbers: Mapping[str, Tensor]
+    """[b] each."""
+
+
+@dataclass(frozen=True)
 class Row:
-    """All samples of one side that a rank owns, each with its pair's logit and its terms reduced over the whole other side."""
+    """The pairs that a rank owns, seen from one side: each with its own logit and its terms reduced over the whole other side."""
 
     side: Side
-    positive: Tensor
-    """Logit of each sample's own pair: [n]."""
+    pairs: Mapping[Product, Tensor]
+    """Logits of each pair's views with each other, by views: [n]."""
     count: int
     """B, pairs in the global batch."""
     reduced: Mapping[str, Tensor]
+    scale: Tensor
+    """What the cosines were multiplied with: 0-d."""
+    statistics: Mapping[str, Tensor]
+    """`Objective.statistics`, added over the global batch."""
+    numbers: Mapping[str, Tensor]
+    """What `Objective.numbers` names: [n]."""
+
+    @property
+    def positive(self) -> Tensor:
+        """Logit of each pair, x with y: [n]."""
+        return self.pairs[MAIN]
 
     def __getitem__(self, name: str) -> Tensor:
         """The reduced term of this name: [n]."""
@@ -94,6 +141,10 @@ class Term(ABC):
     def filled(self) -> Tensor:
         """The values, with entries that take no part filled in."""
         return self.values if self.without is None else self.values.masked_fill(self.without, self.fill)
+
+    def over(self, filled: Tensor) -> Term:
+        """The same reduction, over values that are filled in already."""
+        return type(self)(filled)
 
     def serves(self, side: Side) -> bool:
         """Whether this term is reduced for that side."""
@@ -167,6 +218,18 @@ class Sum(Term):
 
     def spread(self, total: Tensor, share: Tensor) -> Tensor:  # noqa: ARG002 - a sum's derivative is 1 everywhere
         return share
+
+
+class SoftplusSum(Sum):
+    """Σ log(1 + e^value): a Sum whose values are logits, so that fused kernels know it."""
+
+    @cached_property
+    def filled(self) -> Tensor:
+        values = softplus(self.values)
+        return values if self.without is None else values.masked_fill(self.without, self.fill)
+
+    def over(self, filled: Tensor) -> Term:
+        return Sum(filled)
 
 
 class Max(Term):

@@ -8,6 +8,8 @@ logsumexp(all) − p, but exact to the last digits for fitted pairs too, where t
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -17,6 +19,8 @@ from clipscale.objectives import Block, LogSumExp, Need, Objective, Row, SameTex
 
 class Clip(Objective):
     """Softmax cross-entropy over the global batch, both directions averaged."""
+
+    takes_extras: ClassVar[bool] = True
 
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the target spread evenly over all candidates, 0 to 1; ALIGN uses 0.1."""

@@ -10,20 +10,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clipscale.objectives import Block, Need, Objective, Row, Sum, Term, softplus
+from clipscale.objectives import Block, Need, Objective, Row, SoftplusSum, Term, softplus
 
 
 class Siglip(Objective):
     """Sigmoid cross-entropy of every combination, with a learned bias."""
 
     init_bias: ClassVar[float | None] = -10.0
+    takes_extras: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({"bias"})
 
     def terms(self, block: Block) -> dict[str, Term]:
-        return {"negatives": Sum(softplus(block.logits), block.left_out())}
+        return {"negatives": SoftplusSum(block.logits, block.left_out())}
 
     def row_loss(self, row: Row) -> Tensor:
         return (row["negatives"] + softplus(-row.positive)) / 2  # both sides see every combination: each counts half

@@ -58,6 +58,7 @@ class Mesh:
     group: dist.ProcessGroup | None = None
     """The ranks of this mesh; None is torch's default group (or, with one rank, no group at all)."""
     _grids: dict[int, Grid] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _parts: dict[int, Mesh] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> Mesh:
@@ -128,14 +129,20 @@ class Mesh:
         Raises:
             ConfigError: `rows` does not divide the number of ranks.
         """
-        fitting = [count for count in range(1, self.world + 1) if self.world % count == 0]
-        if rows is None:
-            rows = max(count for count in fitting if count <= math.isqrt(self.world))
-        if rows not in fitting:
-            raise ConfigError(f"grid_rows {rows} does not divide the {self.world} ranks; these do: {', '.join(map(str, fitting))}")
+        rows, columns = grid_shape(self.world, rows)
         if rows not in self._grids:
-            self._grids[rows] = self._make_grid(rows, self.world // rows)
+            self._grids[rows] = self._make_grid(rows, columns)
         return self._grids[rows]
+
+    def part(self, count: int) -> Mesh:
+        """The mesh of this rank's part, of `count` parts of consecutive ranks; made once per mesh, by all ranks together."""
+        if count not in self._parts:
+            size = self.world // count
+            parts = [list(range(start, start + size)) for start in range(0, self.world, size)]
+            groups = [self._subgroup(ranks) for ranks in parts]
+            number, rank = divmod(self.rank, size)
+            self._parts[count] = Mesh(rank, size, self.local_rank, self.device, groups[number])
+        return self._parts[count]
 
     def _make_grid(self, rows: int, columns: int) -> Grid:
         lines = [[row * columns + column for column in range(columns)] for row in range(rows)]
@@ -153,6 +160,20 @@ class Mesh:
         members = ranks if self.group is None else [dist.get_global_rank(self.group, rank) for rank in ranks]
         subgroup: dist.ProcessGroup = dist.new_group(members)
         return subgroup
+
+
+def grid_shape(world: int, rows: int | None = None) -> tuple[int, int]:
+    """Rows and columns of `world` ranks: so many rows or, by default, as square as can be and no more rows than columns.
+
+    Raises:
+        ConfigError: `rows` does not divide the number of ranks.
+    """
+    fitting = [count for count in range(1, world + 1) if world % count == 0]
+    if rows is None:
+        rows = max(count for count in fitting if count <= math.isqrt(world))
+    if rows not in fitting:
+        raise ConfigError(f"grid_rows {rows} does not divide the {world} ranks; these do: {', '.join(map(str, fitting))}")
+    return rows, world // rows
 
 
 def start(device: DeviceName = "auto", *, timeout_s: float = 600.0) -> Mesh:

@@ -73,7 +73,8 @@ def test_a_single_pair_has_a_finite_loss_and_gradient(objective, method):
 def test_terms_are_the_same_for_an_empty_block(objective):
     def block(rows: int, columns: int) -> Block:
         numbers = torch.full((rows, columns), 0.5)
-        return Block(numbers, positive=numbers > 1, same_text=numbers > 1, guide=numbers)
+        products = dict.fromkeys(objective.products, numbers)
+        return Block(products, positive=numbers > 1, same_text=numbers > 1, guide=numbers, scale=torch.tensor(2.0))
 
     empty, full = (objective.terms(block(*shape)) for shape in ((0, 0), (3, 5)))
     assert {name: (type(term), term.side) for name, term in empty.items()} == {name: (type(term), term.side) for name, term in full.items()}
