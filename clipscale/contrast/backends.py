@@ -5,6 +5,7 @@ Legend: the tile has n rows and m columns; D embedding width, k numbers that hol
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -118,6 +119,43 @@ class Backend:
 
     def _terms(self, sweep: int, block: Block) -> dict[str, tuple[Term, ...]]:
         return sweep_terms(self.objective, sweep, block)
+
+
+class CompiledBackend(Backend):
+    """The objective's terms by torch.compile: what they do to each entry becomes one pass over the tile."""
+
+    def _terms(self, sweep: int, block: Block) -> dict[str, tuple[Term, ...]]:
+        terms = super()._terms(sweep, _empty(block))  # of no entries: only to know which there are
+        filled = iter(_compiled_values(self.objective, sweep)(block))
+        return {name: tuple(part.over(next(filled)) for part in parts) for name, parts in terms.items()}
+
+
+def _empty(block: Block) -> Block:
+    def cut(named: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: (rows[:0], columns[:, :0]) for name, (rows, columns) in named.items()}
+
+    def cut_matrix(matrix: Tensor | None) -> Tensor | None:
+        return None if matrix is None else matrix[:0, :0]
+
+    return replace(
+        block,
+        products={product: logits[:0, :0] for product, logits in block.products.items()},
+        numbers=cut(block.numbers),
+        reduced=cut(block.reduced),
+        positive=cut_matrix(block.positive),
+        same_text=cut_matrix(block.same_text),
+        guide=cut_matrix(block.guide),
+    )
+
+
+@functools.cache
+def _compiled_values(objective: Objective, sweep: int) -> Callable[[Block], list[Tensor]]:
+    def values(block: Block) -> list[Tensor]:
+        return [part.filled for parts in sweep_terms(objective, sweep, block).values() for part in parts]
+
+    values.__code__ = values.__code__.replace()  # torch counts recompilations by code object: each objective gets its own
+    compiled: Callable[[Block], list[Tensor]] = torch.compile(values, dynamic=True)
+    return compiled
 
 
 def _with_leaves(block: Block, vectors: frozenset[str]) -> Block:

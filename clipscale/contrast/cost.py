@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clipscale.contrast.choose import tile_shape
 from clipscale.contrast.grouped import check_groups
 from clipscale.contrast.layout import SIDES, layouts_of
 from clipscale.contrast.pairs import FACTS
@@ -157,5 +158,6 @@ class _Counter:
         gradients = sum(lengths[side] * self.dim * self.wide.itemsize * len(self._views(side)) for side in SIDES)
         logits = self._logits() * self.wide.itemsize * len(self.objective.products)
         kept = min(logits, self.settings.cache_for(logits))
-        tile = min(self.settings.tile_rows or 1024, lengths["x"]) * min(self.settings.tile_columns or 1024, lengths["y"])
+        height, width = tile_shape(self.settings, device="cuda" if torch.cuda.is_available() else "cpu")
+        tile = min(height, lengths["x"]) * min(width, lengths["y"])
         return gathered + gradients + kept + 6 * tile * self.wide.itemsize

@@ -112,12 +112,14 @@ class _GridLoss:
         partials: list[dict[Side, Tensor]] = []
         totals: Totals = {"x": {}, "y": {}}
         reduced: list[Totals] = []
+        hardest: dict[Side, Tensor] = {}
         for layout in self.layouts:
             reduced.append({side: dict(self.gather_vectors(side, totals[side])) for side in SIDES} if partials else {})
             partials.append(self._sweep(layout, reduced[-1]))
             for side in SIDES:
                 totals[side] |= layout.totals(side, partials[-1][side])
-        hardest = {side: to_cosine(totals[side].pop(HARDEST), self.scale, self.bias) for side in SIDES if HARDEST in totals[side]}
+                if HARDEST in totals[side]:
+                    hardest[side] = to_cosine(totals[side].pop(HARDEST), self.scale, self.bias)
         statistics = _Statistics(self)
         count = self.agreement.count
         finished = finish(self.objective, totals, self.own, statistics.totals, count=count)
@@ -167,8 +169,10 @@ class _Statistics:
         leaf = loss.scale.detach().requires_grad_()
         pairs = {pair: logit.detach().requires_grad_() for pair, logit in loss.own.pairs.items()}
         self.inputs: dict[str | Product, Tensor] = {}
-        self.inputs.update(self.leaves)
-        self.inputs.update(pairs)
+        for view, features in self.leaves.items():
+            self.inputs[view] = features
+        for pair, logits in pairs.items():
+            self.inputs[pair] = logits
         self.inputs["scale"] = leaf
         with torch.enable_grad():
             self.own = loss.objective.statistics(Own(self.leaves, pairs, leaf, loss.numbers))

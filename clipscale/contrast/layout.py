@@ -101,7 +101,7 @@ class Layout:
     def merge(self, side: Side, partials: Sequence[Tensor] | Tensor) -> Tensor:
         """Partial reductions of the same rows as one, in their order: each [n, K] -> [n, K]."""
         merged = partials[0]
-        for partial in partials[1:]:
+        for partial in partials[1:] if self.terms[side] else ():
             one, other = self.split(side, merged), self.split(side, partial)
             merged = torch.cat([term.merge(one[name], other[name]) for name, term in self.terms[side].items()], dim=1)
         return merged

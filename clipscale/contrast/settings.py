@@ -29,9 +29,9 @@ class ContrastSettings(Settings):
     cache_bytes: int | None = Field(default=None, ge=0)
     """How much of the logits the first sweep may keep for the gradient's, which then computes three matrix products instead of four;
     none: all of them where they fit 64 MiB, else nothing."""
-    backend: Literal["auto", "torch", "compile", "triton"] = "auto"
-    """What computes a tile: `triton`, fused kernels for CUDA and the objectives they know; `compile`, the objective's terms by
-    torch.compile; `torch`, as they stand; `auto`: on CUDA triton where it can, else compile; on the CPU torch."""
+    backend: Literal["auto", "torch", "compile"] = "auto"
+    """What computes the objective's terms of a tile: `compile`, torch.compile, which fuses them and takes a while at the first call;
+    `torch`, as they stand; `auto`: on CUDA compile, on the CPU torch."""
     feature_wire: WireDtype | None = None
     """What embeddings are rounded to when they are sent to other ranks, which halves their bytes; none: not at all."""
     gradient_wire: WireDtype | None = None

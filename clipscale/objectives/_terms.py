@@ -144,7 +144,7 @@ class Term(ABC):
 
     def over(self, filled: Tensor) -> Term:
         """The same reduction, over values that are filled in already."""
-        return type(self)(filled)
+        return type(self)(filled, side=self.side)
 
     def serves(self, side: Side) -> bool:
         """Whether this term is reduced for that side."""
@@ -229,7 +229,7 @@ class SoftplusSum(Sum):
         return values if self.without is None else values.masked_fill(self.without, self.fill)
 
     def over(self, filled: Tensor) -> Term:
-        return Sum(filled)
+        return Sum(filled, side=self.side)
 
 
 class Max(Term):
