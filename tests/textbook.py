@@ -21,6 +21,7 @@ class Batch:
     ids: Tensor
     scale: Tensor
     bias: Tensor
+    z: Tensor
 
     def to(self, dtype: torch.dtype) -> Batch:
         """The same batch in another precision, ids excepted."""
@@ -45,6 +46,7 @@ def make_batch(count: int, *, width: int = 12, scale: float = 14.0, correlation:
         ids=torch.where(torch.arange(count) % 3 == 0, torch.arange(count) % 4, torch.arange(count) + 100),
         scale=torch.tensor([scale], dtype=torch.float64),
         bias=torch.tensor([-7.0], dtype=torch.float64),
+        z=functional.normalize(normal(width) + correlation * x, dim=1),
     )
 
 
@@ -117,6 +119,78 @@ def cwcl_sharpened_centred_ignoring(batch: Batch) -> Tensor:
     return _cwcl(logits.T, weight, logits)
 
 
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool), -torch.inf)
+
+
+def dcl(batch: Batch) -> Tensor:
+    logits = _logits(batch)
+    return sum((_off_diagonal(logits).logsumexp(dim) - logits.diagonal()).mean() for dim in (0, 1)) / 2
+
+
+def _two_view_negatives(batch: Batch) -> tuple[Tensor, Tensor]:
+    logits = _off_diagonal(_logits(batch))
+    own = [_off_diagonal(batch.scale * side @ side.T) for side in (batch.x, batch.y)]
+    return torch.cat([logits, own[0]], 1).logsumexp(1), torch.cat([logits.T, own[1]], 1).logsumexp(1)
+
+
+def dcl_two_view(batch: Batch) -> Tensor:
+    return sum((negatives - _logits(batch).diagonal()).mean() for negatives in _two_view_negatives(batch)) / 2
+
+
+def dclw_two_view(batch: Batch) -> Tensor:
+    weight = 2 - len(batch.x) * ((batch.x * batch.y).sum(1) / 0.3).softmax(0).detach()
+    return sum((negatives - weight * _logits(batch).diagonal()).mean() for negatives in _two_view_negatives(batch)) / 2
+
+
+def supcon(batch: Batch, *, mean: bool = True) -> Tensor:
+    belongs = (batch.ids[:, None] == batch.ids[None, :]).to(batch.x.dtype)
+    total = torch.zeros((), dtype=batch.x.dtype)
+    for logits in (_logits(batch), _logits(batch).T):
+        rows = -(belongs * logits.log_softmax(1)).sum(1)
+        total = total + (rows / belongs.sum(1) if mean else rows).mean() / 2
+    return total
+
+
+def multi_positive(batch: Batch) -> Tensor:
+    return supcon(batch, mean=False)
+
+
+def decoupled(batch: Batch) -> Tensor:
+    belongs = batch.ids[:, None] == batch.ids[None, :]
+    total = torch.zeros((), dtype=batch.x.dtype)
+    for logits in (_logits(batch), _logits(batch).T):
+        for row in range(len(logits)):
+            negatives = logits[row][~belongs[row]]
+            for positive in logits[row][belongs[row]]:
+                both = torch.cat([negatives, positive.reshape(1)])
+                total = total + (both.logsumexp(0) - positive) / belongs[row].sum() / len(logits) / 2
+    return total
+
+
+def mv_infonce(batch: Batch, *, same_view: bool = False) -> Tensor:
+    views = (batch.x, batch.y, batch.z)
+    own = torch.stack([batch.scale * (a * b).sum(1) for a in views for b in views if a is not b]).logsumexp(0)
+    parts = [batch.scale * a @ b.T for a in views for b in views if a is not b]
+    parts += [_off_diagonal(batch.scale * a @ a.T) for a in views] if same_view else []
+    return (torch.cat(parts, 1).logsumexp(1) - own).mean()
+
+
+def mv_infonce_code(batch: Batch) -> Tensor:
+    return mv_infonce(batch, same_view=True)
+
+
+def mv_dhel(batch: Batch) -> Tensor:
+    views = (batch.x, batch.y, batch.z)
+    own = torch.stack([batch.scale * (a * b).sum(1) for a in views for b in views if a is not b]).logsumexp(0)
+    return (sum((batch.scale * view @ view.T).logsumexp(1) for view in views) - own).mean()
+
+
+def mv_dhel_code(batch: Batch) -> Tensor:
+    own = batch.scale * (batch.x * batch.y).sum(1)
+    return (sum(_off_diagonal(batch.scale * view @ view.T).logsumexp(1) for view in (batch.x, batch.y)) - own).mean()
+
+
 def hinge(batch: Batch) -> Tensor:
     """Largest logit among the others, kept 3 below the pair's, from both sides."""
     logits = _logits(batch)
@@ -127,7 +201,7 @@ def hinge(batch: Batch) -> Tensor:
 def gradients(loss: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
     """Loss and its gradients by autograd, in float64."""
     exact = batch.to(torch.float64)
-    leaves = {name: getattr(exact, name).requires_grad_() for name in ("x", "y", "scale", "bias")}
+    leaves = {name: getattr(exact, name).requires_grad_() for name in ("x", "y", "z", "scale", "bias")}
     value = loss(exact)
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     named = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in zip(leaves.items(), found, strict=True)}

@@ -107,7 +107,7 @@ class _Counter:
         wire, back = wire_dtype(self.settings.feature_wire) or self.dtype, wire_dtype(self.settings.gradient_wire) or self.wide
         features = len(self._views(side)) * self.dim * (wire.itemsize + back.itemsize)
         given = 8 * ("ids" in self.objective.needs) + self.wide.itemsize * (len(self.objective.numbers) + self.dim * self.guided)
-        statistics = sum(2 * tensor.numel() for tensor in self._statistics().values())
+        statistics = sum((1 + tensor.requires_grad) * tensor.numel() for tensor in self._statistics().values())
         return self.b * (features + given + self.wide.itemsize * self._numbers(side)) + 8 * (TALLY + statistics)
 
     def _numbers(self, side: Side) -> int:
@@ -121,8 +121,9 @@ class _Counter:
         return count
 
     def _statistics(self) -> dict[str, torch.Tensor]:
-        nothing = torch.zeros(0, dtype=self.wide)
-        views = {view: torch.zeros(0, self.dim, dtype=self.wide) for view in self.objective.views}
+        """The objective's statistics of no pairs; those that need a gradient cross the lines twice."""
+        nothing = torch.zeros(0, dtype=self.wide, requires_grad=True)
+        views = {view: torch.zeros(0, self.dim, dtype=self.wide, requires_grad=True) for view in self.objective.views}
         numbers = dict.fromkeys(self.objective.numbers, nothing)
         own = Own(views, dict.fromkeys(pairs_of_views(self.objective), nothing), torch.ones((), dtype=self.wide), numbers)
         return self.objective.statistics(own)

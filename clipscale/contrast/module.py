@@ -128,9 +128,7 @@ class ContrastiveLoss(nn.Module):
         image, text = known.leaves["x"].mul_(factor), known.leaves["y"].mul_(factor)
         return LossAndGradients(known.loss, image, text, known.scale * factor, bias, known.metrics)
 
-    def cost(
-        self, global_batch: int, dim: int, *, world: int, ranks_per_node: int | None = None, dtype: torch.dtype = torch.float32
-    ) -> Cost:
+    def cost(self, global_batch: int, dim: int, world: int, ranks_per_node: int | None = None, dtype: torch.dtype = torch.float32) -> Cost:
         """What one call with gradients takes on each of `world` ranks with equal shares of the batch; see `Cost`.
 
         Raises:
