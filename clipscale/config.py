@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -155,6 +155,7 @@ class Run(Settings):
                         f"pair_kinds.{name}: objective '{_name_of(kind.objective)}' takes its weights from the locked {modality} tower; "
                         f"set towers.{modality}.locked: true and no unlocked_blocks"
                     )
+            mistakes += _unmet(name, kind.objective)
             if self.lanes is not None and kind.global_batch % self.lanes:
                 mistakes.append(f"pair_kinds.{name}.global_batch: {kind.global_batch} is not a multiple of lanes = {self.lanes}")
         return mistakes
@@ -175,13 +176,27 @@ class Run(Settings):
                 )
         if self.lanes is not None and self.lanes % world:
             mistakes.append(f"lanes {self.lanes} is not a multiple of the {world} ranks")
-        for check in (self.engine.check_world, partial(check_method, self.contrast)):
+        methods = [partial(check_method, self.contrast, objective=kind.objective) for kind in self.pair_kinds.values()]
+        checks: list[Callable[..., None]] = [self.engine.check_world, *methods]
+        for check in checks:
             try:
                 check(world=world)
             except ConfigError as error:
                 mistakes.append(str(error))
         if mistakes:
-            raise ConfigError("\n".join(mistakes))
+            raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _unmet(kind: str, objective: Objective) -> list[str]:
+    """What an objective asks of every pair that a run cannot give."""
+    views = [view for view in objective.views if view not in ("x", "y")]
+    asked = {"further views": views, "numbers": list(objective.numbers)}
+    return [
+        f"pair_kinds.{kind}: objective '{_name_of(objective)}' asks for {what} of every pair ({', '.join(names)}); a run's pairs have two "
+        "modalities and captions: call clipscale.contrast from a trainer of your own for more"
+        for what, names in asked.items()
+        if names
+    ]
 
 
 def _name_of(part: Tower | Objective) -> str:

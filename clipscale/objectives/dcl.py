@@ -6,7 +6,7 @@ may be negative. The paper's own form has two views of one modality and takes ne
 
     loss_i = −p_i + log ( Σ_{j≠i} e^{⟨x_i, y_j⟩ s} + Σ_{j≠i} e^{⟨x_i, x_j⟩ s} )          (negatives: both)
 
-A pair without any negative loses nothing. The first official code sums the two directions; so does the paper. We take the mean, as CLIP does.
+A pair without any negative loses nothing. The official code sums the two directions; we take their mean, as CLIP does.
 """
 
 from __future__ import annotations

@@ -49,3 +49,18 @@ def test_every_parameter_gets_the_gradient_of_one_process(ranks, world, gradient
     for answer in ranks(world)(train_step, gradients, subgroup):
         for found, expected in zip(answer, alone, strict=True):
             assert found == pytest.approx(expected, rel=1e-11, abs=1e-14)
+
+
+def narrow_wire_error(mesh: Mesh, wires: dict[str, str]) -> float:
+    """Largest error of this rank's gradients over their largest, against full precision on the wire."""
+    batch = textbook.make_batch(16 * mesh.world, width=32).to(torch.float32)
+    rows = slice(mesh.rank * 16, mesh.rank * 16 + 16)
+    exact, rounded = (ContrastiveLoss(**options).loss_and_grad(batch.x[rows], batch.y[rows], batch.scale) for options in ({}, wires))
+    return float((exact.image_gradient - rounded.image_gradient).abs().max() / exact.image_gradient.abs().max())
+
+
+@pytest.mark.parametrize(("wires", "least"), [({"feature_wire": "bfloat16"}, 1e-4), ({"gradient_wire": "bfloat16"}, 1e-5), ({}, 0.0)])
+def test_a_narrow_wire_costs_digits_and_only_then(ranks, wires, least):
+    errors = ranks(4)(narrow_wire_error, wires)
+    assert max(errors) <= (2e-2 if wires else 0.0)  # bfloat16 has 8 bits
+    assert all(error >= least for error in errors)
