@@ -1,4 +1,4 @@
-"""How long the exact loss takes, and how much memory, beside open_clip's ClipLoss and beside its floor of four matrix products.
+"""How long the exact loss takes, and how much memory, beside open_clip's losses and beside its floor of bare matrix products.
 
     python benchmarks/contrast.py            B = 8,192, D = 512
     python benchmarks/contrast.py --smoke    seconds
@@ -10,7 +10,9 @@ interleaved rounds of process CPU time, memory is the growth of a fresh process'
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import math
 import subprocess
 import sys
 import time
@@ -32,28 +34,59 @@ def open_clip_step(x: Tensor, y: Tensor, scale: Tensor) -> object:
     return ClipLoss()(x, y, scale).backward()
 
 
+def open_clip_siglip_step(x: Tensor, y: Tensor, scale: Tensor) -> object:
+    """open_clip's SigLipLoss, forward and backward, in chunks where it knows them."""
+    from open_clip.loss import SigLipLoss
+
+    known = inspect.signature(SigLipLoss).parameters
+    loss = SigLipLoss(**({"chunk_size": 512} if "chunk_size" in known else {}))
+    return loss(x, y, scale, torch.tensor(-10.0, requires_grad=True)).backward()
+
+
 def clipscale_step(x: Tensor, y: Tensor, scale: Tensor) -> object:
     """Ours, as a drop-in."""
     from clipscale import ContrastiveLoss
 
-    return ContrastiveLoss("clip")(x, y, scale).backward()
+    return ContrastiveLoss("clip", cache=0)(x, y, scale).backward()
+
+
+def cached_step(x: Tensor, y: Tensor, scale: Tensor) -> object:
+    """Ours, keeping all logits."""
+    from clipscale import ContrastiveLoss
+
+    return ContrastiveLoss("clip", cache=4 * len(x) * len(y))(x, y, scale).backward()
+
+
+def siglip_step(x: Tensor, y: Tensor, scale: Tensor) -> object:
+    """Ours, the sigmoid loss."""
+    from clipscale import ContrastiveLoss
+
+    return ContrastiveLoss("siglip", cache=0)(x, y, scale, torch.tensor(-10.0, requires_grad=True)).backward()
 
 
 def four_products(x: Tensor, y: Tensor, _: Tensor) -> object:
     """The floor of any loss that holds no full matrix: logits twice, two gradients, in the same tiles."""
     with torch.no_grad():
         gradients = torch.zeros_like(x), torch.zeros_like(y)
-        for row in range(0, len(x), 1024):
-            for column in range(0, len(y), 1024):
-                rows, columns = x[row : row + 1024], y[column : column + 1024]
+        for row in range(0, len(x), TILE):
+            for column in range(0, len(y), TILE):
+                rows, columns = x[row : row + TILE], y[column : column + TILE]
                 rows @ columns.T
                 logits = rows @ columns.T
-                gradients[0][row : row + 1024].addmm_(logits, columns)
-                gradients[1][column : column + 1024].addmm_(logits.T, rows)
+                gradients[0][row : row + TILE].addmm_(logits, columns)
+                gradients[1][column : column + TILE].addmm_(logits.T, rows)
     return gradients
 
 
-STEPS: dict[str, Step] = {"open_clip": open_clip_step, "clipscale": clipscale_step, "four products": four_products}
+TILE = 512  # clipscale's on a CPU
+STEPS: dict[str, Step] = {
+    "open_clip": open_clip_step,
+    "open_clip siglip": open_clip_siglip_step,
+    "clipscale": clipscale_step,
+    "clipscale cached": cached_step,
+    "clipscale siglip": siglip_step,
+    "four products": four_products,
+}
 
 
 def make_inputs(batch: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,13 +145,17 @@ def main() -> None:
     batch, rounds = (512, 1) if asked.smoke else (asked.batch, asked.rounds)
     seconds = cpu_seconds(batch, asked.width, rounds)
     memory = {name: peak_growth_bytes(name, batch, asked.width) for name in ("open_clip", "clipscale")}
+    smaller = peak_growth_bytes("clipscale", batch // 2, asked.width)
     result = {
         "batch": batch,
         "width": asked.width,
         "time over open_clip": round(seconds["clipscale"] / seconds["open_clip"], 3),
         "time over four products": round(seconds["clipscale"] / seconds["four products"], 3),
+        "cached time over open_clip": round(seconds["clipscale cached"] / seconds["open_clip"], 3),
+        "siglip time over open_clip siglip": round(seconds["clipscale siglip"] / seconds["open_clip siglip"], 3),
         "memory over open_clip": round(memory["clipscale"] / max(1, memory["open_clip"]), 3),
         "memory MB": {name: round(grown / 1e6) for name, grown in memory.items()},
+        "memory exponent": round(math.log2(memory["clipscale"] / max(1, smaller)), 2),
         "versions": {name: version(name) for name in ("torch", "open_clip_torch", "clipscale")},
     }
     print(json.dumps(result, indent=1))

@@ -29,7 +29,8 @@ def output_of(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_examples_are_few_and_short() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert set(lengths) == {"own_objective.py", "embed_and_search.py"}, "an example needs a test here"
+    elsewhere = {"open_clip_trainer.py"}  # tests/ranks/test_open_clip_trainer_ranks.py
+    assert set(lengths) - elsewhere == {"own_objective.py", "embed_and_search.py"}, "an example needs a test here"
     assert max(lengths.values()) < 60
 
 
