@@ -51,10 +51,12 @@ if who == "open_clip":
 else:
     from clipscale import ContrastiveLoss
     loss = ContrastiveLoss(**options)
-    loss(torch.ones(1, width), torch.ones(1, width), scale.detach(), bias.detach())  # groups of ranks are made at the first call
+    one = torch.ones(1, width)
+    loss(one, one, scale.detach(), bias.detach(), text_ids=torch.ones(1, dtype=torch.int64))  # groups of ranks are made at the first call
     arguments = (x, y, scale, bias)
+others = {"text_ids": torch.arange(pairs)} if options.get("objective") == "decoupled" else {}
 with Count() as count:
-    loss(*arguments).backward()
+    loss(*arguments, **others).backward()
 print(count.received)
 """
 
@@ -81,7 +83,10 @@ def test_open_clip_receives_what_gathering_everywhere_takes():
     assert received_bytes(4, 64, "open_clip") == 4 * 3 * 64 * 512 * 4
 
 
-@pytest.mark.parametrize("options", [{"objective": "siglip"}, {"objective": {"name": "dcl", "negatives": "both"}}, {"objective": "dclw"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"objective": "siglip"}, {"objective": {"name": "dcl", "negatives": "both"}}, {"objective": "dclw"}, {"objective": "decoupled"}],
+)
 @pytest.mark.parametrize("world", [6, 7])
 def test_cost_is_right_for_other_objectives_and_grids(options, world):
     received = received_bytes(world, 8, "clipscale", width=24, **options)
