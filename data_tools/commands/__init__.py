@@ -1,0 +1,1 @@
+"""The commands of clipscale-shards, one file each; cli.py lists them."""

@@ -1,0 +1,239 @@
+"""clipscale-shards build: the command, its options and what it prints."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipscale.errors import ConfigError
+from data_tools.terminal import errors, progress_line, say, size
+
+if TYPE_CHECKING:
+    from data_tools.build import BuildSummary
+    from data_tools.rows import Row, Rows
+
+HELP = """
+Make a data set for training and evaluation out of images or recordings with captions.
+
+INPUT is one of
+
+- a folder: a .txt beside each image or recording, or folders named after what they show
+
+- a .csv or .tsv file with column names, or a .jsonl file; a row each
+
+- a captions .json in COCO format, several captions an image
+
+- webdataset tars, as img2dataset, open_clip or CLAP make them: a folder of them, one, or a pattern in quotes
+
+Nothing is guessed silently: what is taken for what is printed first, and --dry-run stops there. Run the same command again after
+any interruption: finished shards are kept and the result is the same, byte for byte.
+
+Examples:
+
+    clipscale-shards build photos/ shards/
+
+    clipscale-shards build captions.csv shards/ --image-column file --caption-column caption
+
+    clipscale-shards build captions_val2017.json shards/ --images-folder val2017 --max-side 256
+
+    clipscale-shards build 'tars/{00000..00009}.tar' shards/
+
+    clipscale-shards build commands.csv shards/ --speech-column path --caption-column transcription --slot-column action
+"""
+
+_COLUMNS = "Tables and JSONL: which column holds what"
+_FOLDERS = "Folders: where captions come from"
+_TARS = "Tars"
+
+
+class CaptionsFrom(Enum):
+    """Where a folder's captions come from."""
+
+    auto = "auto"
+    files = "files"
+    folders = "folders"
+
+
+class DamagedTars(Enum):
+    """What is done about tars that are not whole."""
+
+    refuse = "refuse"
+    keep = "keep"
+
+
+class CheckImages(Enum):
+    """How closely images are looked at."""
+
+    decode = "decode"
+    header = "header"
+
+
+def build(
+    input: Annotated[Path, typer.Argument(help="Folder, .csv, .tsv, .jsonl, COCO .json, or webdataset tars.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="Folder for the data set; new, empty, or one that an interrupted build left.", show_default=False)
+    ],
+    image_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with image file names.", show_default="guessed")
+    ] = None,
+    speech_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with sound file names.", show_default="guessed")
+    ] = None,
+    caption_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_COLUMNS, help="Column with captions or transcripts; may be given several times.", show_default="guessed"
+        ),
+    ] = None,
+    media_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--media-folder",
+            "--images-folder",
+            help="Folder that file names in INPUT are relative to.",
+            show_default="found",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_COLUMNS, help="Column with the class, for zero-shot classification.", show_default="guessed"),
+    ] = None,
+    intent_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with a spoken command's intent.", show_default="guessed")
+    ] = None,
+    slot_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=_COLUMNS, help="Column with one slot of a spoken command (action, object, ...); may be given several times."
+        ),
+    ] = None,
+    speaker_column: Annotated[
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with who speaks.", show_default="guessed")
+    ] = None,
+    captions_from: Annotated[
+        CaptionsFrom | None,
+        typer.Option(
+            rich_help_panel=_FOLDERS,
+            help="Captions are in 'files' (.txt or .json beside each) or are the names of the 'folders'.",
+            show_default="auto",
+        ),
+    ] = None,
+    caption_template: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_FOLDERS, help="Folders with classes: how a caption is made of a folder's name.", show_default="{label}"
+        ),
+    ] = None,
+    damaged_tars: Annotated[
+        DamagedTars | None,
+        typer.Option(
+            rich_help_panel=_TARS,
+            help="A tar that is cut off or damaged: 'refuse' it, or 'keep' the samples before the damage; what is lost is one failed row.",
+            show_default="refuse",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="What INPUT is: folder, table, jsonl, coco, tars, or a Python module with a kind of your own.", show_default="guessed"
+        ),
+    ] = None,
+    max_side: Annotated[
+        int | None,
+        typer.Option(help="Shrink images whose longer side has more pixels; others are kept byte for byte.", show_default="keep all"),
+    ] = None,
+    max_seconds: Annotated[float, typer.Option(help="Longer recordings are left out, and counted as failures.")] = 300.0,
+    check_images: Annotated[
+        CheckImages, typer.Option(help="'decode' finds every unreadable image; 'header' is several times faster and finds those cut off.")
+    ] = CheckImages.decode,
+    samples_per_shard: Annotated[int, typer.Option(help="Rows in a tar file.")] = 2_000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
+    ] = None,
+    max_bad: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Largest share of rows that may fail (unreadable, missing, no caption); beyond it the build fails."
+        ),
+    ] = 0.01,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is taken for what and the first ten rows; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another data set that OUTPUT holds.")] = False,
+) -> None:
+    from data_tools.build import build as build_dataset
+    from data_tools.rows import open_rows
+
+    options = {
+        "image_column": image_column,
+        "speech_column": speech_column,
+        "caption_columns": tuple(caption_column or ()),
+        "media_folder": media_folder,
+        "label_column": label_column,
+        "intent_column": intent_column,
+        "slot_columns": tuple(slot_column or ()),
+        "speaker_column": speaker_column,
+        "captions_from": captions_from and captions_from.value,
+        "caption_template": caption_template,
+        "damaged_tars": damaged_tars and damaged_tars.value,
+    }
+    rows = open_rows(input, kind=kind, **options)
+    packing = _packing(max_side=max_side, max_seconds=max_seconds, check_images=check_images.value, samples_per_shard=samples_per_shard)
+    _show_guesses(rows)
+    if dry_run:
+        _show_rows(rows)
+        return
+    started = time.monotonic()
+    with progress_line() as show:
+        summary = build_dataset(rows, output, packing=packing, workers=workers, max_bad=max_bad, overwrite=overwrite, show=show)
+    _show_summary(summary, time.monotonic() - started)
+
+
+def _packing(**settings: Any) -> Any:
+    from pydantic import ValidationError
+
+    from data_tools.packing import Packing
+
+    try:
+        return Packing(**settings)
+    except ValidationError as error:
+        line = error.errors()[0]
+        option = "--" + str(line["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{option} {line['input']}: {line['msg']}") from None
+
+
+def _show_guesses(rows: Rows) -> None:
+    from clipscale.settings import part_name
+
+    lines = [f"input: {rows.input}, read as {part_name(type(rows))}", *rows.guesses()]
+    say("\n".join(lines), console=errors)
+
+
+def _show_rows(rows: Rows) -> None:
+    for row in islice(rows.read(), 10):
+        say("\n".join(_row_lines(row)))
+
+
+def _row_lines(row: Row) -> list[str]:
+    from data_tools.shard_job import clean_captions
+
+    if row.problem:
+        return [f"{row.name}: cannot be packed: {row.problem}"]
+    media = [
+        f"  {what}: {medium}{'  (missing)' if isinstance(medium, Path) and not medium.is_file() else ''}"
+        for what, medium in (("image", row.image), ("speech", row.speech))
+        if medium is not None and not isinstance(medium, bytes)
+    ]
+    captions = [f"  caption: {caption}" for caption in clean_captions(row.captions)] or ["  caption: none; it cannot be packed"]
+    return [row.name, *media, *captions, *(f"  {name}: {value}" for name, value in row.record.items())]
+
+
+def _show_summary(summary: BuildSummary, seconds: float) -> None:
+    kept = f" ({summary.reused_shards} stood already)" if summary.reused_shards else ""
+    say(f"{summary.output}: {summary.samples:,} samples in {summary.shards} shards{kept}, {size(summary.bytes)}, {seconds:.1f} s")
+    if summary.failures:
+        counts = ", ".join(f"{reason} {number}" for reason, number in sorted(summary.failures.items()))
+        say(f"left out: {counts}; see {summary.output / 'failures.jsonl'}")
