@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -167,22 +166,20 @@ class Run(Settings):
             ConfigError: a global batch is not a multiple of the ranks, or the lanes are not; names the nearest that fit.
         """
         mistakes = []
+        self.engine.check_world(world)  # first and alone: what follows depends on how the engine divides the ranks
+        data_ranks = self.engine.data_ranks(world)
+        ranks = f"{world} ranks" if data_ranks == world else f"{data_ranks} data ranks (of {world} ranks, {world // data_ranks} each)"
         for name, kind in self.pair_kinds.items():
             size = kind.global_batch
-            if size % world:
-                nearest = ", ".join(str(fit) for fit in (size // world * world, (size // world + 1) * world) if fit)
-                mistakes.append(
-                    f"pair_kinds.{name}.global_batch {size} is not a multiple of the {world} ranks; nearest that fit: {nearest}"
-                )
-        if self.lanes is not None and self.lanes % world:
-            mistakes.append(f"lanes {self.lanes} is not a multiple of the {world} ranks")
-        methods = [partial(check_method, self.contrast, objective=kind.objective) for kind in self.pair_kinds.values()]
-        checks: list[Callable[..., None]] = [self.engine.check_world, *methods]
-        for check in checks:
+            if size % data_ranks:
+                nearest = ", ".join(str(fit) for fit in (size // data_ranks * data_ranks, (size // data_ranks + 1) * data_ranks) if fit)
+                mistakes.append(f"pair_kinds.{name}.global_batch {size} is not a multiple of the {ranks}; nearest that fit: {nearest}")
             try:
-                check(world=world)
+                check_method(self.contrast, world=data_ranks, objective=kind.objective)
             except ConfigError as error:
                 mistakes.append(str(error))
+        if self.lanes is not None and self.lanes % data_ranks:
+            mistakes.append(f"lanes {self.lanes} is not a multiple of the {ranks}")
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 

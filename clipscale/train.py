@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,7 @@ class _Training:
 
     def __init__(self, run: Run, mesh: Mesh) -> None:
         self.run, self.mesh = run, mesh
+        self.data_mesh = run.engine.data_mesh(mesh)
         self.step = 0
         self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
         self.signals = StopSignals()
@@ -92,7 +94,9 @@ class _Training:
     def start(self) -> None:
         """Build the model, claim the run folder, and take up where the newest checkpoint stands."""
         run, mesh = self.run, self.mesh
-        model = build_model(run)
+        with raised_together(mesh):
+            model = run.engine.build(partial(build_model, run), mesh)
+            run.engine.check_model(model, world=mesh.world)
         self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
         self.recipe = {
             name: recipe_hash(kind.sources, seed=run.seed, global_batch=kind.global_batch, lanes=run.lanes)
@@ -144,8 +148,8 @@ class _Training:
             inputs=self.trainable.model.inputs(),
             global_batch=kind.global_batch,
             seed=self.run.seed,
-            rank=self.mesh.rank,
-            world=self.mesh.world,
+            rank=self.data_mesh.rank,
+            world=self.data_mesh.world,
             workers=self.run.workers,
             start_batch=math.ceil(self.step / kind.every),
             lanes=self.run.lanes,
@@ -236,24 +240,24 @@ class _Training:
         pairs = Pairs(x=x, y=y, guide_x=valid(output.guide_x), guide_y=valid(output.guide_y), ids=ids)
         objective = self.run.pair_kinds[name].objective
         try:
-            return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.mesh)
+            return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.data_mesh)
         except ContrastError as error:
             raise ContrastError(f"step {self.step}, {name}: {error}; the last checkpoint is from before") from error
 
     def _seed(self, micro_batch: int) -> None:
         """The random state of this step: dropout and its kin depend on nothing else."""
-        torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.mesh.rank * 4_099 + micro_batch)
+        torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.data_mesh.rank * 4_099 + micro_batch)
 
     def _count_bad_samples(self, batches: dict[str, Batch]) -> None:
         """One account of unreadable samples on all ranks, so that all stop together when there are too many."""
         local = torch.tensor([float(sum(len(batch.bad) for batch in batches.values()))], dtype=torch.float64, device=self.mesh.device)
-        any_bad = float(self.mesh.all_reduce_sum(local)) > 0
+        any_bad = float(self.data_mesh.all_reduce_sum(local)) > 0
         for name, batch in batches.items():
             size = self.run.pair_kinds[name].global_batch
             if not any_bad:
                 self.budget.count([True] * size, [])
                 continue
-            parts = self.mesh.gather_objects([batch.valid.tolist(), [[bad.key, bad.source, bad.reason] for bad in batch.bad]])
+            parts = self.data_mesh.gather_objects([batch.valid.tolist(), [[bad.key, bad.source, bad.reason] for bad in batch.bad]])
             bad = [BadSample(*fields) for _, rows in parts for fields in rows]
             self.logbook.write_bad_samples(bad, step=self.step, kind=name)
             self.budget.count([good for valid, _ in parts for good in valid], bad)
@@ -281,6 +285,7 @@ class _Training:
 
     def _save(self) -> None:
         """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
+        tensors = self.trainable.state()
         with raised_together(self.mesh):
             if not self.mesh.is_main:
                 return
@@ -291,7 +296,7 @@ class _Training:
                 "seed": self.run.seed,
                 "world": self.mesh.world,
             }
-            checkpoint.save(folder, step=self.step, tensors=self.trainable.state(), state=state, config=to_yaml(self.run))
+            checkpoint.save(folder, step=self.step, tensors=tensors, state=state, config=to_yaml(self.run))
             checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
             self.logbook.write_event("checkpoint", step=self.step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -29,24 +30,52 @@ class Engine(Part, ABC):
             ConfigError: says which engine can.
         """
 
+    def data_ranks(self, world: int) -> int:
+        """How many of `world` ranks split the global batch; each of them may stand for several that share its rows."""
+        return world
+
+    def data_mesh(self, mesh: Mesh) -> Mesh:
+        """The ranks that split the global batch, as this rank sees them; all ranks ask together."""
+        return mesh
+
+    def build(self, make: Callable[[], Encoders], mesh: Mesh) -> Encoders:  # noqa: ARG002
+        """The model to check and wrap: as it is made, or on some ranks without storage, on the meta device.
+
+        No collective may stand in here: a rank that cannot build leaves early.
+        """
+        return make()
+
+    def check_model(self, model: Encoders, *, world: int) -> None:
+        """Refuse a model this engine cannot train; nothing is changed, nothing has been written yet.
+
+        Raises:
+            ConfigError: says what stands in the way, and what would fit.
+        """
+
     @abstractmethod
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:
-        """The model, on the mesh's device, ready to train; `steps_differ` when some steps leave out a pair kind and its towers."""
+        """What `build` gave, on the mesh's device, ready to train; all ranks wrap together.
+
+        Args:
+            mesh: all ranks.
+            steps_differ: some steps leave out a pair kind and its towers.
+        """
 
 
 class Trainable(Protocol):
-    """A model under an engine. Gradients of a backward pass are summed over ranks: the loss is a global mean already."""
+    """A model under an engine. Gradients of a backward pass are summed over data ranks: the loss is a global mean already."""
 
     model: Encoders
+    """For what it says about itself; its parameters may lie anywhere, in parts."""
 
     def encode(self, kinds: PreparedKinds) -> dict[str, KindOutput]:
         """Embeddings of every pair kind in one graph, in the run's precision."""
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of the loss, summed over ranks unless inside `unsynchronised`."""
+        """Accumulate gradients of the loss, summed over data ranks unless inside `unsynchronised`."""
 
     def unsynchronised(self) -> AbstractContextManager[None]:
-        """Encoding and backward passes in here leave their gradients on this rank until the next pass outside."""
+        """Passes in here need not be summed over ranks yet: the next pass outside, before `step`, sums them with its own."""
 
     def step(self, *, lr: float) -> float:
         """Clip, update the weights, forget the gradients; returns the gradient's global norm before clipping.
@@ -55,10 +84,15 @@ class Trainable(Protocol):
         """
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything to save, as flat tensors in two files: `model` and `optimizer`, keyed by parameter names."""
+        """Everything to save, as flat, whole tensors in two files: `model`, and `optimizer` as `parameter name/field`.
+
+        All ranks call it together; only rank 0's answer is complete.
+        """
 
     def load(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take up what `state` gave, possibly under another engine.
+        """Take up what `state` gave on rank 0, possibly under another engine; every rank is given all of it.
+
+        No collective may stand in here: a rank that cannot leaves early.
 
         Raises:
             CheckpointError: names or shapes do not fit.
