@@ -2,12 +2,13 @@
 
 Every row of training has a number r, counted over all global batches. `Order` answers which sample it is:
 
-1. Sources are mixed by weight with cumulative rounding: after any number of rows each source has had its share, to
-   within one row for every source listed before it. Row r is the q-th row of its source.
+1. Sources are mixed by weight with cumulative rounding (mix.py): after any number of rows each source has had its share, to
+   within one row for every source listed before it and every change of the weights. Row r is the q-th row of its source.
 2. Each source runs through exact epochs of its own: q // N is the epoch, q % N the place in it.
 3. The epoch's shards, permuted, form a line of N samples, cut into L lanes. Places go round the lanes, and inside a
    lane through blocks that are permuted. A source of one block is one lane: permuted as a whole.
-4. The rows of a global batch stand in the order of their lanes, so a rank that takes a run of rows stays in few shards.
+4. With length buckets, the rows of K global batches are regrouped by length and come as K batches in a permuted order.
+5. The rows of a global batch stand in the order of their lanes, so a rank that takes a run of rows stays in few shards.
 
 N samples, S sources, L lanes, B rows in a global batch. Random numbers are raw Philox output, which numpy keeps stable.
 """
@@ -16,18 +17,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from clipscale.data.mix import Mix, Shares
 
 BLOCK = 65_536
 """Samples that are permuted together."""
 MAX_LANES = 16
 """Lanes of a source that has at least as many blocks: its rows come from a window of about a million samples."""
-_LARGEST_WEIGHT = 1_000_000  # keeps 2 · rows · weight inside int64 for 10¹² rows
 
 
 class Rows(NamedTuple):
@@ -44,35 +44,17 @@ class Rows(NamedTuple):
     """Number of the sample in its source, in stored order."""
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Which source each row comes from, and how many rows each has had before."""
+class Start(NamedTuple):
+    """Where an order begins that takes the place of another one."""
 
-    weights: tuple[int, ...]
+    batch: int
+    """The first global batch of this order."""
+    taken: Mapping[str, int]
+    """Rows each source had had by then; none, for a source that is new."""
 
-    @classmethod
-    def of(cls, weights: Mapping[str, float]) -> Mix:
-        """Weights as whole numbers, exactly when they are short decimals."""
-        exact = [Fraction(str(weight)) for weight in weights.values()]
-        unit = Fraction(1, int(np.lcm.reduce([weight.denominator for weight in exact], dtype=object)))
-        whole = [int(weight / unit) for weight in exact]
-        divisor = int(np.gcd.reduce(whole, dtype=object))
-        whole = [weight // divisor for weight in whole]
-        if max(whole) > _LARGEST_WEIGHT:
-            whole = [max(1, round(weight * _LARGEST_WEIGHT / max(whole))) for weight in whole]
-        return cls(tuple(whole))
 
-    def counts(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of each source among the first `rows` rows, for an array of such numbers: [n] -> [S, n].
-
-        Source after source takes its rounded share of what is left, so each count grows by one or stays.
-        """
-        counts, left, weight_left = [], rows, sum(self.weights)
-        for weight in self.weights:
-            share = (2 * left * weight + weight_left) // (2 * weight_left)
-            counts.append(share)
-            left, weight_left = left - share, weight_left - weight
-        return np.stack(counts)
+Lengths = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+"""How long the samples at these shards and places of a source are (its place in `Order.names` comes first), in any one unit."""
 
 
 class SourceOrder:
@@ -138,38 +120,109 @@ class Order:
         *,
         seed: int,
         global_batch: int,
+        later_weights: Mapping[int, Mapping[str, float]] | None = None,
         lanes: int | None = None,
         block: int = BLOCK,
+        bucket_batches: int = 1,
+        lengths: Lengths | None = None,
+        start: Start | None = None,
     ) -> None:
-        """`sizes`: samples per shard, by source. `lanes` None: one for each block, at most `MAX_LANES`."""
+        """`sizes`: samples per shard, by source. `lanes` None: one for each block, at most `MAX_LANES`.
+
+        `later_weights`: from which global batch on which sources have another weight. `bucket_batches` above 1 needs `lengths`.
+        """
+        assert bucket_batches == 1 or lengths is not None, "buckets are formed by length"
         self.names = list(sizes)
         self.global_batch = global_batch
-        self._mix = Mix.of({name: weights[name] for name in self.names})
+        self._start = start or Start(0, {})
+        self._shares = self._share_out(dict(weights), later_weights or {})
         self._sources = [SourceOrder(name, sizes[name], seed=seed, lanes=lanes, block=block) for name in self.names]
+        self._bucket_batches, self._lengths, self._seed = bucket_batches, lengths, seed
+        self._buckets: tuple[tuple[int, int, int], list[Rows]] | None = None
+
+    def _share_out(self, weights: Mapping[str, float], later: Mapping[int, Mapping[str, float]]) -> Shares:
+        """Stretches of rows between changes of the weights; those that were over before the start are left out."""
+        stretches = {self._start.batch: weights}
+        for batch, changed in sorted(later.items()):
+            weights = {**weights, **changed}
+            stretches[max(batch, self._start.batch)] = weights
+        return Shares(
+            begins=[batch * self.global_batch for batch in stretches],
+            mixes=[Mix.of({name: weights[name] for name in self.names}) for weights in stretches.values()],
+            taken=[self._start.taken.get(name, 0) for name in self.names],
+        )
 
     def batch(self, number: int, *, rank: int = 0, world: int = 1) -> Rows:
         """This rank's rows of global batch `number`."""
-        first = number * self.global_batch
-        counts = self._mix.counts(np.arange(first, first + self.global_batch + 1, dtype=np.int64))
-        source = np.argmax(np.diff(counts, axis=1), axis=0)
-        parts = [self._part(place, counts[place]) for place in range(len(self.names)) if (source == place).any()]
-        where, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-        mine = np.argsort(where, kind="stable")[self.global_batch * rank // world : self.global_batch * (rank + 1) // world]
-        return Rows(*(column[mine] for column in columns))
+        if self._bucket_batches == 1:
+            drawn = self._drawn(number)
+            return self._rows(drawn, _run_of(np.argsort(drawn.where, kind="stable"), rank, world))
+        group, place = divmod(number - self._start.batch, self._bucket_batches)
+        if self._buckets is None or self._buckets[0] != (group, rank, world):
+            self._buckets = (group, rank, world), self._regrouped(group, rank=rank, world=world)
+        return self._buckets[1][place]
 
-    def _part(self, place: int, counts: np.ndarray) -> tuple[np.ndarray, ...]:
-        """One source's rows of a batch, by lane; first where each stands in the batch, so that every rank gets of every source."""
-        source = self._sources[place]
-        q = np.arange(counts[0], counts[-1], dtype=np.int64)
-        epoch, lane, shard, index = source.rows(q)
-        columns = (np.full_like(q, place), epoch, shard, index, source.starts[shard] + index)
+    def _regrouped(self, group: int, *, rank: int, world: int) -> list[Rows]:
+        """This rank's rows of the group's batches: its rows by length, cut into batches, which come in a permuted order."""
+        assert self._lengths is not None
+        first = self._start.batch + group * self._bucket_batches
+        parts = [self._drawn(number) for number in range(first, first + self._bucket_batches)]
+        drawn = _Drawn(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        length = np.empty(len(drawn.where), dtype=np.float32)
+        for place in np.unique(drawn.source).tolist():
+            mine = drawn.source == place
+            length[mine] = self._lengths(place, drawn.shard[mine], drawn.place[mine])
+        buckets = np.argsort(length, kind="stable").reshape(self._bucket_batches, self.global_batch)
+        buckets = buckets[permutation(f"{self._seed}/buckets/{first}", self._bucket_batches)]
+        return [self._rows(drawn, _run_of(bucket[np.lexsort((bucket, drawn.where[bucket]))], rank, world)) for bucket in buckets]
+
+    def _drawn(self, number: int) -> _Drawn:
+        """All rows of a global batch as the sources give them."""
+        first = number * self.global_batch
+        counts = self._shares.counts(np.arange(first, first + self.global_batch + 1, dtype=np.int64))
+        parts = [self._part(place, own[0], own[-1]) for place, own in enumerate(counts) if own[-1] > own[0]]
+        return _Drawn(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _part(self, place: int, begin: int, end: int) -> _Drawn:
+        """One source's rows of a batch, by lane."""
+        epoch, lane, shard, index = self._sources[place].rows(np.arange(begin, end, dtype=np.int64))
         by_lane = np.argsort(lane, kind="stable")
-        return (np.arange(0.5, len(q)) / len(q), *(column[by_lane] for column in columns))
+        size = end - begin
+        columns = (column[by_lane].astype(np.int32) for column in (epoch, shard, index))
+        return _Drawn(np.arange(0.5, size) / size, np.full(size, place, dtype=np.int32), *columns)
+
+    def _rows(self, drawn: _Drawn, chosen: np.ndarray) -> Rows:
+        source, epoch, shard, place = (column[chosen].astype(np.int64) for column in drawn[1:])
+        starts = np.empty_like(place)
+        for one in np.unique(source).tolist():
+            starts[source == one] = self._sources[one].starts[shard[source == one]]
+        return Rows(source, epoch, shard, place, starts + place)
+
+    def taken(self, number: int) -> dict[str, int]:
+        """Rows each source has had before global batch `number`; with buckets, exact where a group of them begins."""
+        counts = self._shares.counts(np.array([number * self.global_batch], dtype=np.int64))[:, 0]
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def epochs(self, number: int) -> dict[str, float]:
         """How often each source has been gone through before global batch `number`."""
-        counts = self._mix.counts(np.array([number * self.global_batch], dtype=np.int64))[:, 0]
-        return {name: float(count / source.num_samples) for name, count, source in zip(self.names, counts, self._sources, strict=True)}
+        taken = self.taken(number)
+        return {name: taken[name] / source.num_samples for name, source in zip(self.names, self._sources, strict=True)}
+
+
+class _Drawn(NamedTuple):
+    """Rows as `Rows`, small, before they have an order."""
+
+    where: np.ndarray
+    """Where a row stands in its batch, 0 to 1: rows of one lane together, and every source all along, so that every rank gets of each."""
+    source: np.ndarray
+    epoch: np.ndarray
+    shard: np.ndarray
+    place: np.ndarray
+
+
+def _run_of(order: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """A rank's part of an order."""
+    return order[len(order) * rank // world : len(order) * (rank + 1) // world]
 
 
 def permutation(key: str, size: int) -> np.ndarray:

@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clipscale.data.order import Mix, Order, Rows, permutation
+from clipscale.data.mix import Mix
+from clipscale.data.order import Order, Rows, permutation
 
 
 def random_case(seed: int) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, int | None]]:
