@@ -4,7 +4,7 @@
 checkpoints/step-00000300/
   model.safetensors       weights, by parameter name
   optimizer.safetensors   optimizer state, as `parameter name/field`
-  state.json              step, batches taken of each pair kind, data fingerprint, seed, versions
+  state.json              step, seed, ranks, bad samples so far, and where each pair kind stands in its data (data/position.py)
   config.yaml             the run's resolved settings
   manifest.json           bytes and sha256 of every file above
 ```

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,13 @@ class Logbook:
         settings = run.model_dump(mode="json", serialize_as_any=True)
         self._loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=step + 1)
 
-    def write_step(self, record: dict[str, Any], *, seconds: float, waited: float) -> None:
-        """A step's numbers, and how long it took and waited for data, seconds."""
+    def write_step(self, record: dict[str, Any], *, seconds: float, waited: float, reading: Mapping[str, Mapping[str, float]]) -> None:
+        """A step's numbers, how long it took and waited for data (seconds), and what this rank's sources took to read."""
         if not self._mesh.is_main:
             return
         step, samples = record["step"], sum(self._run.pair_kinds[name].global_batch for name in record["kinds"])
         timing = {"step": step, "seconds": seconds, "samples_per_second": samples / seconds, "data_wait_seconds": waited}
+        timing["sources"] = {name: {**took, "rows_per_second": took["rows"] / seconds} for name, took in reading.items()}
         if self._mesh.device.type == "cuda":
             timing["memory_bytes"] = torch.cuda.max_memory_allocated(self._mesh.device)
         self._files["metrics"].write(record)
@@ -50,10 +51,11 @@ class Logbook:
         if self._mesh.is_main:
             self._files["events"].write({"event": event, "step": step, "time": run_folder.now(), "detail": detail})
 
-    def write_bad_samples(self, bad: Sequence[BadSample], *, step: int, kind: str) -> None:
+    def write_bad_samples(self, kind: str, bad: Sequence[BadSample], *, step: int) -> None:
         """Samples that could not be read, of any rank."""
         for item in bad if self._mesh.is_main else []:
-            self._files["bad_samples"].write({"step": step, "kind": kind, "source": item.source, "key": item.key, "reason": item.reason})
+            place = {"source": item.source, "key": item.key, "where": item.where}
+            self._files["bad_samples"].write({"step": step, "kind": kind, **place, "reason": item.reason})
 
     def close(self) -> None:
         """Write out what is buffered."""

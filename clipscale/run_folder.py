@@ -33,6 +33,7 @@ _MAY_CHANGE = frozenset(
         "folder",
         "checkpoints",
         "contrast",
+        "data",
         "device",
         "engine",
         "evaluations",
@@ -44,6 +45,8 @@ _MAY_CHANGE = frozenset(
     }
 )
 """Settings that change how a run is carried out, not what it computes (beyond rounding): a resume may change them."""
+_DATA = ("sources", "bucket_batches")
+"""Settings of a pair kind that a resume may change with data.allow_change."""
 _PACKAGES = ("clipscale", "torch", "torchvision", "open_clip_torch", "transformers", "webdataset", "numpy", "pyarrow", "fsspec")
 
 
@@ -55,7 +58,10 @@ def check(run: Run, *, needed_bytes: int = 0) -> None:
     """
     folder = run.run_folder
     config = folder / "config.yaml"
-    if config.exists() and (differs := _difference(yaml.safe_load(config.read_text()), yaml.safe_load(to_yaml(run)))):
+    before, now = (
+        _fixed(yaml.safe_load(text), run.data.allow_change) for text in (config.read_text() if config.exists() else "{}", to_yaml(run))
+    )
+    if config.exists() and (differs := _difference(before, now)):
         raise RunFolderError(f"{folder} holds another run:\n{differs}\ngive this one another name (name=...), or remove the folder")
     if not config.exists() and folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no config.yaml: not a run folder; give the run another name or folder")
@@ -76,9 +82,19 @@ def _existing_parent(folder: Path) -> Path:
     return next(place for place in [folder, *folder.absolute().parents] if place.exists())
 
 
+def _fixed(settings: dict[str, Any], data_may_change: bool) -> dict[str, Any]:
+    """Settings that no resume may change; how and where it runs may."""
+    fixed = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+    if data_may_change:
+        fixed.pop("lanes", None)
+        kinds = fixed.get("pair_kinds", {})
+        fixed["pair_kinds"] = {kind: {name: value for name, value in own.items() if name not in _DATA} for kind, own in kinds.items()}
+    return fixed
+
+
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What would make it another run; settings of how and where it runs may change when it resumes."""
-    names = [name for name in {**old, **new} if name not in _MAY_CHANGE and old.get(name) != new.get(name)]
+    """What would make it another run."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return "\n".join(f"  {line}" for name in names for line in _describe(name, old.get(name), new.get(name)))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +21,12 @@ from torch import Tensor
 from clipscale import checkpoint, run_folder
 from clipscale.config import PairKind, Run, to_yaml
 from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
-from clipscale.data.order import Order
-from clipscale.data.sample import BadSample, BadSampleBudget, Batch
-from clipscale.data.stream import check_sources, make_order, recipe_hash, training_batches
+from clipscale.data.bad_samples import BadSampleBudget
+from clipscale.data.sample import Batch
+from clipscale.data.stream import TrainingStream, check_sources, resume_batches
+from clipscale.data.tally import Tally
 from clipscale.engines import Trainable
-from clipscale.errors import CheckpointError, ContrastError, NonFiniteLoss
+from clipscale.errors import ContrastError, NonFiniteLoss
 from clipscale.logbook import Logbook
 from clipscale.memory.grad_cache import cached_backward
 from clipscale.metrics import check_packages
@@ -85,7 +85,7 @@ class _Training:
         self.run, self.mesh = run, mesh
         self.data_mesh = run.engine.data_mesh(mesh)
         self.step = 0
-        self.budget = BadSampleBudget(max_fraction=run.max_bad_fraction)
+        self.tally = Tally(self.data_mesh, BadSampleBudget(max_fraction=run.max_bad_fraction))
         self.signals = StopSignals()
         self.closing = ExitStack()
 
@@ -98,15 +98,12 @@ class _Training:
             model = run.engine.build(partial(build_model, run), mesh)
             run.engine.check_model(model, world=mesh.world)
         self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
-        self.recipe = {
-            name: recipe_hash(kind.sources, seed=run.seed, global_batch=kind.global_batch, lanes=run.lanes)
-            for name, kind in run.pair_kinds.items()
-        }
         steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
-        self.step = self._resume()
-        self.orders = {name: self._order(kind) for name, kind in run.pair_kinds.items()}
-        self.streams = {name: self._stream(name, kind) for name, kind in run.pair_kinds.items()}
+        saved = self._resume()
+        with raised_together(mesh):
+            places = saved.state["data"] if saved else {}
+            self.streams = {name: self._stream(name, kind, places.get(name)) for name, kind in run.pair_kinds.items()}
         self.logbook = Logbook(run, mesh, step=self.step)
         self.closing.callback(self.logbook.close)
         if self.step < run.steps:
@@ -119,30 +116,26 @@ class _Training:
                 run_folder.check(self.run, needed_bytes=needed_bytes)
                 self.closing.enter_context(run_folder.claim(self.run))
 
-    def _resume(self) -> int:
-        """Take up the newest whole checkpoint; the step it was written at, 0 when there is none."""
+    def _resume(self) -> checkpoint.Checkpoint | None:
+        """Take up the newest whole checkpoint, if there is one."""
         newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
         for line in damaged:
             print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
         name = self.mesh.gather_objects(newest.name if newest else None)[0]
         if name is None:
-            return 0
+            return None
         with raised_together(self.mesh):
             saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
-            if saved.state["data"] != self.recipe:
-                raise CheckpointError(
-                    f"{saved.folder} was trained on other data than the sources now hold; name a new run, or restore the data"
-                )
             self.trainable.load(saved.tensors)
-        return saved.step
+            self.tally.budget.take_up(saved.state["bad_samples"])
+        self.step = saved.step
+        return saved
 
-    def _order(self, kind: PairKind) -> Order:
-        opened = {name: source.open() for name, source in kind.sources.items()}
-        return make_order(kind.sources, opened, seed=self.run.seed, global_batch=kind.global_batch, lanes=self.run.lanes)
-
-    def _stream(self, name: str, kind: PairKind) -> Iterator[Batch]:
-        return training_batches(
+    def _stream(self, name: str, kind: PairKind, saved: dict[str, Any] | None) -> TrainingStream:
+        return resume_batches(
+            saved,
             kind.sources,
+            allow_change=self.run.data.allow_change,
             kind=name,
             modalities=kind.modalities,
             inputs=self.trainable.model.inputs(),
@@ -151,8 +144,8 @@ class _Training:
             rank=self.data_mesh.rank,
             world=self.data_mesh.world,
             workers=self.run.workers,
-            start_batch=math.ceil(self.step / kind.every),
             lanes=self.run.lanes,
+            bucket_batches=kind.bucket_batches,
             pin_memory=self.mesh.device.type == "cuda",
         )
 
@@ -169,11 +162,11 @@ class _Training:
                 started = time.perf_counter()
                 self.step += 1
                 batches, waited = self._next_batches(), time.perf_counter() - started
-                self._count_bad_samples(batches)
+                self.tally.count(batches, tell=partial(self.logbook.write_bad_samples, step=self.step))
                 record = self._train_step(batches)
                 seconds = time.perf_counter() - started
                 stop = self.mesh.all_reduce_max(self.signals.received)
-                self.logbook.write_step(record, seconds=seconds, waited=waited)
+                self.logbook.write_step(record, seconds=seconds, waited=waited, reading=_reading(batches))
                 progress.show(record, seconds=seconds, waited=waited)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
                     self._save()
@@ -248,20 +241,6 @@ class _Training:
         """The random state of this step: dropout and its kin depend on nothing else."""
         torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.data_mesh.rank * 4_099 + micro_batch)
 
-    def _count_bad_samples(self, batches: dict[str, Batch]) -> None:
-        """One account of unreadable samples on all ranks, so that all stop together when there are too many."""
-        local = torch.tensor([float(sum(len(batch.bad) for batch in batches.values()))], dtype=torch.float64, device=self.mesh.device)
-        any_bad = float(self.data_mesh.all_reduce_sum(local)) > 0
-        for name, batch in batches.items():
-            size = self.run.pair_kinds[name].global_batch
-            if not any_bad:
-                self.budget.count([True] * size, [])
-                continue
-            parts = self.data_mesh.gather_objects([batch.valid.tolist(), [[bad.key, bad.source, bad.reason] for bad in batch.bad]])
-            bad = [BadSample(*fields) for _, rows in parts for fields in rows]
-            self.logbook.write_bad_samples(bad, step=self.step, kind=name)
-            self.budget.count([good for valid, _ in parts for good in valid], bad)
-
     # --- what it leaves ----------------------------------------------------------------------------------------
 
     def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, norm: float) -> dict[str, object]:
@@ -269,8 +248,9 @@ class _Training:
         for name, (output, result) in losses.items():
             bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
             metrics = {key: float(value) for key, value in result.metrics.items()}
-            epochs = self.orders[name].epochs(math.ceil(self.step / self.run.pair_kinds[name].every))
-            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics, "epochs": epochs}
+            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics}
+            kinds[name]["padding"] = self.tally.padding[name]
+            kinds[name]["epochs"] = self.streams[name].epochs()
         total = math.fsum(self.run.pair_kinds[name].loss_weight * kind["loss"] for name, kind in kinds.items())
         samples = sum(math.ceil(self.step / kind.every) * kind.global_batch for kind in self.run.pair_kinds.values())
         return {
@@ -279,7 +259,8 @@ class _Training:
             "lr": lr,
             "grad_norm": norm,
             "loss": total,
-            "bad_samples": self.budget.bad,
+            "bad_samples": self.tally.budget.bad,
+            **({"bad_by_source": self.tally.budget.reasons} if self.tally.budget.bad else {}),
             "kinds": kinds,
         }
 
@@ -291,14 +272,19 @@ class _Training:
                 return
             folder = self.run.run_folder / "checkpoints"
             state = {
-                "data": self.recipe,
-                "batches": {name: math.ceil(self.step / kind.every) for name, kind in self.run.pair_kinds.items()},
+                "data": {name: stream.state() for name, stream in self.streams.items()},
+                "bad_samples": self.tally.budget.state(),
                 "seed": self.run.seed,
                 "world": self.mesh.world,
             }
             checkpoint.save(folder, step=self.step, tensors=tensors, state=state, config=to_yaml(self.run))
             checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
             self.logbook.write_event("checkpoint", step=self.step)
+
+
+def _reading(batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
+    """What this rank's rows of each source took to read, by pair kind and source."""
+    return {f"{kind}/{source}": took for kind, batch in batches.items() for source, took in batch.reading.items()}
 
 
 def _checkpoint_bytes(model: Encoders) -> int:

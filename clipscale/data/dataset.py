@@ -62,6 +62,8 @@ class DatasetIndex:
         hashes = b"".join([*table.column("sha256").to_pylist(), *self._sidecar_sha256])
         self.fingerprint = hashlib.sha256("\n".join(self.shards).encode() + hashes).hexdigest()
         """Hash of all its bytes, through the hashes in the index."""
+        self.counters: dict[str, float] = {}
+        """As in `sources.OpenSource`."""
         self._process = 0
         self._reset()
 
@@ -145,6 +147,26 @@ class DatasetIndex:
     def _read_local(self, shard: int, path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         descriptor = _cached(self._files, shard, lambda _: os.open(path, os.O_RDONLY), size=OPEN_FILES, drop=os.close)
         return [os.pread(descriptor, size, start) for start, size in spans]
+
+    def key(self, shard: int, row: int) -> str:
+        """A sample's key.
+
+        Raises:
+            ShardError: the shard's sidecar cannot be read.
+        """
+        return bytes(self._where(shard)["key"][row]).decode()
+
+    def lengths(self, shard: int, modality: str) -> np.ndarray:
+        """Seconds of every sample's speech, or bytes of its first caption, float32.
+
+        Raises:
+            ShardError: the shard's sidecar cannot be read.
+        """
+        if modality != "speech":
+            return self._read_sidecar(shard, ["key", "offset", "bytes", "text_bytes", "status"])["text_bytes"].astype(np.float32)
+        columns = self._read_sidecar(shard, ["key", "offset", "bytes", "frames", "sample_rate", "status"])
+        seconds: np.ndarray = columns["frames"] / np.maximum(columns["sample_rate"], 1)
+        return seconds.astype(np.float32)
 
     def find(self, key: str) -> tuple[int, int]:
         """The first shard and row whose sample has this key.

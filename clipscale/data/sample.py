@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -85,6 +84,8 @@ class BadSample:
     key: str
     source: str
     reason: str
+    where: str = ""
+    """Shard, and place in it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class Batch:
     valid: Tensor
     """bool [b]: False where a sample could not be read."""
     bad: list[BadSample] = field(default_factory=list)
+    filled: dict[Modality, tuple[int, int]] = field(default_factory=dict)
+    """Of speech and text: places that hold something, and all places, padding included."""
+    reading: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each source's rows of this batch took: `rows`, `seconds` of reading and decoding, and the source's own counters."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
@@ -116,36 +121,3 @@ class Batch:
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         inputs = {modality: {name: change(tensor) for name, tensor in tensors.items()} for modality, tensors in self.inputs.items()}
         return replace(self, inputs=inputs, caption_ids=change(self.caption_ids), seeds=change(self.seeds), valid=change(self.valid))
-
-
-class BadSampleBudget:
-    """How many bad samples a run puts up with before it stops."""
-
-    def __init__(self, *, max_fraction: float = 0.001, max_in_a_row: int = 100) -> None:
-        self.max_fraction = max_fraction
-        self.max_in_a_row = max_in_a_row
-        self.seen = 0
-        self.bad = 0
-        self._in_a_row = 0
-        self._recent: deque[BadSample] = deque(maxlen=10)
-
-    def count(self, valid: list[bool], bad: list[BadSample]) -> None:
-        """Count one batch.
-
-        Raises:
-            ShardError: the budget is spent; the message lists the latest bad samples.
-        """
-        self.seen += len(valid)
-        self.bad += len(bad)
-        self._recent.extend(bad)
-        for good in valid:
-            self._in_a_row = 0 if good else self._in_a_row + 1
-            if self._in_a_row >= self.max_in_a_row:
-                raise ShardError(f"{self._in_a_row} samples in a row could not be read{self._list_recent()}")
-        if self.bad > max(1.0, self.max_fraction * max(self.seen, 10_000)):
-            raise ShardError(
-                f"{self.bad} of {self.seen} samples could not be read; allowed are {self.max_fraction:.2%}{self._list_recent()}"
-            )
-
-    def _list_recent(self) -> str:
-        return "; the latest:" + "".join(f"\n  {item.source}: '{item.key}': {item.reason}" for item in self._recent)

@@ -1,15 +1,14 @@
 """From sources to batches: every rank's rows of every global batch, and of every evaluation set.
 
 A training batch is a function of its number alone, so a worker needs no state: torch's DataLoader asks its workers for
-batch numbers in turn and hands them over in order. b rows on this rank.
+batch numbers in turn and hands them over in order. Where a run stands is the number of batches taken. b rows on this rank.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clipscale.data.order import BLOCK, Order
+from clipscale.data import position
+from clipscale.data.lengths import SampleLengths
+from clipscale.data.order import Order, Rows, Start
 from clipscale.data.random_numbers import combined, named_key
 from clipscale.data.reader import Decoded, Reader, collate
 from clipscale.data.sample import BadSample, Batch, caption_id
@@ -60,43 +61,122 @@ class TrainingBatches(Dataset[Batch]):
         rank: int,
         world: int,
         lanes: int | None,
+        bucket_batches: int,
+        start: Start | None,
     ) -> None:
+        position.check_weights(sources)
         opened = {name: source.open() for name, source in sources.items()}
-        self._order = make_order(sources, opened, seed=seed, global_batch=global_batch, lanes=lanes)
+        self._opened = list(opened.values())
+        self.order = Order(
+            {name: source.samples for name, source in opened.items()},
+            {name: source.weight for name, source in sources.items()},
+            later_weights=position.later_weights(sources),
+            seed=seed,
+            global_batch=global_batch,
+            lanes=lanes,
+            bucket_batches=bucket_batches,
+            lengths=SampleLengths(self._opened, inputs) if bucket_batches > 1 else None,
+            start=start,
+        )
+        self.start = start
+        self.recipe = position.make_recipe(
+            sources, opened, seed=seed, global_batch=global_batch, lanes=lanes, bucket_batches=bucket_batches
+        )
         self._readers = [Reader(opened[name], inputs, cache=source.cache_decoded) for name, source in sources.items()]
         self._names = list(sources)
         self._seed_keys = torch.tensor([named_key(f"{seed}/{name}") for name in sources])
         self._kind, self._inputs, self._rank, self._world = kind, inputs, rank, world
 
     def __getitem__(self, number: int) -> Batch:
-        rows = self._order.batch(number, rank=self._rank, world=self._world)
+        rows = self.order.batch(number, rank=self._rank, world=self._world)
         seeds = combined(0, self._seed_keys[rows.source], torch.from_numpy(rows.epoch), torch.from_numpy(rows.sample))
         samples: list[Decoded | BadSample | None] = [None] * len(seeds)
-        for place, reader in enumerate(self._readers):
+        reading: dict[str, dict[str, float]] = {}
+        for place, name in enumerate(self._names):
             mine = np.flatnonzero(rows.source == place).tolist()
-            for row, sample in zip(mine, reader.read([(int(rows.shard[row]), int(rows.place[row])) for row in mine]), strict=True):
-                samples[row] = sample
-        return self._batch(samples, seeds, rows.source)
+            if mine:
+                reading[name] = self._read(place, rows, mine, samples)
+        return self._batch(samples, seeds, rows, reading)
 
-    def _batch(self, samples: Sequence[Decoded | BadSample | None], seeds: Tensor, source: np.ndarray) -> Batch:
+    def _read(self, source: int, rows: Rows, mine: list[int], samples: list[Decoded | BadSample | None]) -> dict[str, float]:
+        """Put one source's rows into `samples`; what that took."""
+        begun, before = time.perf_counter(), dict(self._opened[source].counters)
+        places = [(int(rows.shard[row]), int(rows.place[row])) for row in mine]
+        for row, sample in zip(mine, self._readers[source].read(places), strict=True):
+            samples[row] = sample
+        after = self._opened[source].counters
+        grown = {name: value - before.get(name, 0) for name, value in after.items()}
+        return {"rows": len(mine), "seconds": time.perf_counter() - begun, **grown}
+
+    def _batch(
+        self, samples: Sequence[Decoded | BadSample | None], seeds: Tensor, rows: Rows, reading: dict[str, dict[str, float]]
+    ) -> Batch:
         good = [sample if isinstance(sample, Decoded) else None for sample in samples]
         captions = [
             "" if sample is None else choose_caption(sample.captions, seed) for sample, seed in zip(good, seeds.tolist(), strict=True)
         ]
+        inputs = collate(good, captions, self._inputs)
         return Batch(
             kind=self._kind,
-            inputs=collate(good, captions, self._inputs),
+            inputs=inputs,
             captions=captions,
             caption_ids=torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64),
             keys=["" if sample is None else sample.key for sample in samples],
             seeds=seeds,
             valid=torch.tensor([sample is not None for sample in good]),
-            bad=[
-                BadSample(bad.key, self._names[int(place)], bad.reason)
-                for bad, place in zip(samples, source, strict=True)
-                if isinstance(bad, BadSample)
-            ],
+            bad=[self._told(bad, rows, row) for row, bad in enumerate(samples) if isinstance(bad, BadSample)],
+            filled=filled(inputs),
+            reading=reading,
         )
+
+    def _told(self, bad: BadSample, rows: Rows, row: int) -> BadSample:
+        """With its key, the source's name in the run, and where it lies."""
+        source, shard, place = (int(column[row]) for column in (rows.source, rows.shard, rows.place))
+        opened = self._opened[source]
+        try:
+            key = opened.key(shard, place)
+        except ShardError:  # which the reason tells
+            key = bad.key
+        return BadSample(key, self._names[source], bad.reason, f"shard {opened.shards[shard]}, sample {place}")
+
+
+def filled(inputs: Mapping[Modality, Mapping[str, Tensor]]) -> dict[Modality, tuple[int, int]]:
+    """Of speech and text: places that hold something, and all places, padding included."""
+    counts: dict[Modality, tuple[int, int]] = {}
+    if "speech" in inputs:
+        waveform, length = inputs["speech"]["waveform"], inputs["speech"]["length"]
+        counts["speech"] = int(length.sum()), waveform.numel()
+    if "text" in inputs:
+        mask = inputs["text"]["mask"]
+        counts["text"] = int(mask.sum()), mask.numel()
+    return counts
+
+
+class TrainingStream(Iterator[Batch]):
+    """One pair kind's batches on this rank, one after the other without end; it knows where it stands."""
+
+    def __init__(self, batches: TrainingBatches, loader: DataLoader[Batch], *, start_batch: int) -> None:
+        self.order = batches.order
+        self._recipe, self._start = batches.recipe, batches.start
+        self.taken = start_batch
+        """Global batches taken, counted over the whole run."""
+        self._loader = loader
+        self._batches: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:  # now, and not before: this starts the workers
+            self._batches = iter(self._loader)
+        batch = next(self._batches)
+        self.taken += 1
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for the checkpoint."""
+        return position.state(self._recipe, self.order, batches=self.taken, start=self._start)
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through by the batches taken."""
+        return self.order.epochs(self.taken)
 
 
 class _From(Sampler[int]):
@@ -122,14 +202,17 @@ def training_batches(
     workers: int = 0,
     start_batch: int = 0,
     lanes: int | None = None,
+    bucket_batches: int = 1,
+    start: Start | None = None,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> TrainingStream:
     """This rank's rows of global batches `start_batch`, `start_batch + 1`, ...: without end, the same for any world and workers.
 
-    `workers` are forked processes; 0 reads in this one. Rows of a global batch go to the ranks in equal runs.
+    `workers` are forked processes; 0 reads in this one. Rows of a global batch go to the ranks in equal runs. With `bucket_batches`
+    above 1, rows of so many global batches are regrouped by length. `start` is the order's beginning, after a change of the data.
 
     Raises:
-        ConfigError: the global batch cannot be shared out equally.
+        ConfigError: the global batch cannot be shared out equally, or no source has a weight.
         DataError: a source is missing, incomplete, empty or lacks a modality.
     """
     if global_batch % world:
@@ -146,6 +229,8 @@ def training_batches(
         rank=rank,
         world=world,
         lanes=lanes,
+        bucket_batches=bucket_batches,
+        start=start,
     )
     loader = DataLoader(
         batches,
@@ -159,7 +244,32 @@ def training_batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws from it, and would from the global one
     )
-    return iter(loader)
+    return TrainingStream(batches, loader, start_batch=start_batch)
+
+
+def resume_batches(
+    saved: Mapping[str, Any] | None,
+    sources: Mapping[str, Source],
+    *,
+    kind: str,
+    global_batch: int,
+    seed: int,
+    lanes: int | None,
+    bucket_batches: int,
+    allow_change: bool,
+    **settings: Any,
+) -> TrainingStream:
+    """`training_batches` from where a checkpoint's `TrainingStream.state()` stands, or from the start without one.
+
+    Raises:
+        DataError: the checkpoint is of other data, and `allow_change` is not given.
+    """
+    start_batch, start = 0, None
+    order: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "lanes": lanes, "bucket_batches": bucket_batches}
+    if saved is not None:
+        opened = {name: source.open() for name, source in sources.items()}
+        start_batch, start = position.take_up(saved, position.make_recipe(sources, opened, **order), kind=kind, allow_change=allow_change)
+    return training_batches(sources, kind=kind, start_batch=start_batch, start=start, **order, **settings)
 
 
 def _outlive_stop_signals(_worker: int) -> None:
@@ -170,19 +280,6 @@ def _outlive_stop_signals(_worker: int) -> None:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def make_order(
-    sources: Mapping[str, Source], opened: Mapping[str, OpenSource], *, seed: int, global_batch: int, lanes: int | None
-) -> Order:
-    """The order of the opened sources' samples."""
-    return Order(
-        {name: opened[name].samples for name in sources},
-        {name: source.weight for name, source in sources.items()},
-        seed=seed,
-        global_batch=global_batch,
-        lanes=lanes,
-    )
 
 
 def check_sources(sources: Mapping[str, Source], *, kind: str, modalities: Sequence[Modality]) -> dict[str, OpenSource]:
@@ -201,15 +298,6 @@ def check_sources(sources: Mapping[str, Source], *, kind: str, modalities: Seque
                 found = f"{samples - having} of its {samples} samples have none" if having else "it holds none"
                 raise DataError(f"source '{name}' of pair kind '{kind}' must give {modality}, but {found}: {source.url}")
     return opened
-
-
-def recipe_hash(sources: Mapping[str, Source], *, seed: int, global_batch: int, lanes: int | None = None) -> str:
-    """Fingerprint of the data and of everything that decides its order; where the data lies makes no difference."""
-    recipe = {
-        "sources": {name: [source.open().fingerprint, source.weight] for name, source in sources.items()},
-        "order": [seed, global_batch, lanes, BLOCK],
-    }
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
 def evaluation_batches(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import itertools
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from clipscale.data.mix import Mix
-from clipscale.data.order import Order, Rows, permutation
+from clipscale.data.order import Order, Rows, Start, permutation
 
 
 def random_case(seed: int) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, int | None]]:
@@ -133,12 +135,6 @@ def test_a_rank_stays_in_few_shards() -> None:
     assert max(touched) <= 18  # 2 of 16 lanes each, 7 to 9 shards of 10,000 in a block of 65,536
 
 
-def test_a_billion_samples_start_at_once() -> None:
-    begin = time.process_time()
-    Order({"a": np.full(100_000, 10_000)}, {"a": 1}, seed=0, global_batch=4096).batch(50_000)
-    assert time.process_time() - begin < 2  # the design asks for 1 s; 0.3 s measured
-
-
 def test_one_block_is_shuffled_as_a_whole() -> None:
     """Neighbours in storage land as far apart as random numbers do: a third of the length on average."""
     sample = Order({"a": np.full(10, 1000)}, {"a": 1}, seed=0, global_batch=10_000).batch(0).sample
@@ -156,3 +152,132 @@ def test_permutation_is_what_it_was() -> None:
     digest = hashlib.sha256(permutation("0/a/block/0/0/0", 1000).astype("<i8").tobytes()).hexdigest()
     assert permutation("0/a", 8).tolist() == [3, 0, 2, 6, 5, 4, 1, 7]
     assert digest == "c82bcd7550b057709e8589db95404889a64a3065bfe4e4e5aeb872d8e7cbd280"
+
+
+# --- length buckets, weights that change, another start ---------------------------------------------------------------
+
+
+def bucketed(case: int, *, batches: int = 5, shift: int = 0) -> Order:
+    """As `make`, with buckets; a sample's length is drawn from its source, shard and place."""
+    sizes, weights, settings = random_case(case)
+
+    def lengths(source: int, shard: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return (7919 * (place + 1) + 104_729 * shard + 31 * source + shift) % 11
+
+    return Order(sizes, weights, **settings, bucket_batches=batches, lengths=lengths)  # type: ignore[arg-type]
+
+
+def samples(rows: Rows) -> list[tuple[int, ...]]:
+    return sorted(zip(*(column.tolist() for column in rows), strict=True))
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_buckets_regroup_the_rows_of_k_batches_and_lose_none(case: int) -> None:
+    plain, order = make(case), bucketed(case)
+    for group in range(4):
+        numbers = range(5 * group, 5 * group + 5)
+        assert samples(joined([order.batch(number) for number in numbers])) == samples(joined([plain.batch(number) for number in numbers]))
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_buckets_are_cut_by_length_and_come_in_any_order(case: int) -> None:
+    order = bucketed(case)
+    ranges = []
+    for number in range(5):
+        rows = order.batch(number)
+        length = (7919 * (rows.place + 1) + 104_729 * rows.shard + 31 * rows.source) % 11
+        ranges.append((length.min(), length.max()))
+    assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(sorted(ranges)))
+
+
+def test_the_order_of_buckets_is_drawn_anew_for_each_group() -> None:
+    def lengths(_source: int, _shard: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return place
+
+    order = Order({"a": np.array([80])}, {"a": 1}, seed=0, global_batch=10, bucket_batches=8, lengths=lengths)
+    turns = [tuple(int(order.batch(number).place.min()) // 10 for number in range(8 * group, 8 * group + 8)) for group in range(4)]
+    assert all(sorted(turn) == list(range(8)) for turn in turns)
+    assert len(set(turns)) == 4
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_ranks_together_read_the_bucketed_batch_whatever_their_number(case: int) -> None:
+    order = bucketed(case)
+    for number in (0, 3, 17):
+        whole = order.batch(number)
+        for world in (2, 3, 4, 12):
+            fresh = bucketed(case)
+            assert same(joined([fresh.batch(number, rank=rank, world=world) for rank in range(world)]), whole)
+
+
+@pytest.mark.parametrize(("mean", "bucket_batches"), [(1.75, 32), (1.3, 64)])
+def test_buckets_leave_little_padding_of_log_normal_lengths(mean: float, bucket_batches: int) -> None:
+    """Recordings of 1 to 30 s, on average 7.3 and 5.0 s: the bar is 8 %. Without buckets three quarters and more are padding."""
+    seconds = np.clip(np.random.default_rng(0).lognormal(mean, 0.7, size=200_000), 1, 30)
+
+    def lengths(_source: int, shard: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return seconds[shard * 2000 + place]
+
+    def padding(bucket_batches: int) -> float:
+        order = Order({"a": np.full(100, 2000)}, {"a": 1}, seed=0, global_batch=2048, bucket_batches=bucket_batches, lengths=lengths)
+        drawn = [seconds[order.batch(number).sample] for number in range(64)]
+        return float(1 - sum(batch.sum() for batch in drawn) / sum(len(batch) * batch.max() for batch in drawn))
+
+    assert padding(1) > 0.7
+    assert padding(bucket_batches) < 0.08
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_weights_that_change_keep_exact_shares_in_every_stretch_and_exact_epochs(case: int) -> None:
+    sizes, weights, settings = random_case(case)
+    order = Order(sizes, weights, later_weights={7: {"a": 3.0, "b": 1.0}, 11: {"a": 0.0}, 20: {"a": 1.0}}, **settings)  # type: ignore[arg-type]
+    size = order.global_batch
+    drawn = [order.batch(number) for number in range(30)]
+    for first, last, share in ((0, 7, 1 / (1 + weights["b"])), (7, 11, 0.75), (11, 20, 0.0), (20, 30, 0.5)):
+        count = int(sum((rows.source == 0).sum() for rows in drawn[first:last]))
+        assert count == pytest.approx((last - first) * size * share, abs=0.51)
+    for place, name in enumerate(order.names):
+        taken = np.concatenate([rows.sample[rows.source == place] for rows in drawn])
+        total = int(sizes[name].sum())
+        for epoch in range(len(taken) // total):  # rows of a batch stand by lane: an epoch's samples may lie beside the next one's
+            ours = np.concatenate([rows.sample[(rows.source == place) & (rows.epoch == epoch)] for rows in drawn])
+            assert sorted(ours) == list(range(total))
+        assert order.taken(30)[name] == len(taken)
+
+
+def test_a_source_may_begin_later() -> None:
+    order = Order({"a": np.array([10]), "b": np.array([10])}, {"a": 1, "b": 0}, later_weights={2: {"b": 1}}, seed=0, global_batch=8)
+    assert [np.bincount(order.batch(number).source, minlength=2).tolist() for number in range(4)] == [[8, 0], [8, 0], [4, 4], [4, 4]]
+
+
+def test_an_order_that_takes_the_place_of_another_goes_on_where_each_source_stood() -> None:
+    before = Order({"a": np.array([40])}, {"a": 1}, seed=0, global_batch=10)
+    start = Start(3, before.taken(3))
+    after = Order({"a": np.array([40]), "new": np.array([10])}, {"a": 1, "new": 1}, seed=0, global_batch=10, start=start)
+    seen = [before.batch(number).sample for number in range(3)]
+    rest = [after.batch(number) for number in (3, 4)]
+    assert sorted(np.concatenate([*seen, *(rows.sample[rows.source == 0] for rows in rest)])) == list(range(40))
+    assert sorted(np.concatenate([rows.sample[rows.source == 1] for rows in rest])) == list(range(10))
+
+
+START_OF_A_BILLION = """
+import resource, sys, time
+import numpy as np
+from clipscale.data.order import Order
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begun = time.process_time()
+sizes = {"photos": np.full(70_000, 10_000), "speech": np.full(30_000, 10_000)}
+order = Order(sizes, {"photos": 0.7, "speech": 0.3}, later_weights={20_000: {"speech": 0.5}}, seed=0, global_batch=4096,
+    bucket_batches=int(sys.argv[1]), lengths=lambda source, shard, place: (place * 7919 + shard) % 30_000)
+assert len(order.batch(100_000).sample) == 4096
+print(time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("bucket_batches", [1, 32])
+def test_a_billion_samples_start_at_once_and_in_little_memory(bucket_batches: int) -> None:
+    """The bars: 1 s of CPU and 100 MB; benchmarks/order.py measures. The test leaves room for the time of a busy machine."""
+    command = [sys.executable, "-c", START_OF_A_BILLION, str(bucket_batches)]
+    cpu_seconds, kilobytes = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert kilobytes < 100_000
+    assert cpu_seconds < 3

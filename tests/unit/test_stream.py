@@ -20,11 +20,11 @@ import torch
 from making_data import encoded, recording, tone, write_dataset
 from PIL import Image
 
-from clipscale.data.sample import BadSample, BadSampleBudget, Batch, caption_id
+from clipscale.data.sample import Batch, caption_id
 from clipscale.data.shards import ShardWriter, write_index
 from clipscale.data.sources import Source
 from clipscale.data.sources.shards import Shards
-from clipscale.data.stream import check_sources, evaluation_batches, make_order, recipe_hash, training_batches
+from clipscale.data.stream import check_sources, evaluation_batches, training_batches
 from clipscale.errors import ConfigError, DataError, ShardError
 from clipscale.inputs import ImageInput, Input, Modality, SpeechInput, TextInput
 from clipscale.settings import find_part
@@ -161,8 +161,7 @@ def test_cached_samples_are_not_read_again(tmp_path: Path) -> None:
 
 def test_sources_are_mixed_exactly_by_weight(both: Path) -> None:
     """Weights 1 and 2 over 12 batches of 12: 48 and 96 rows; source two has 9 samples, so 96 rows are 10 epochs and 6 rows."""
-    opened = check_sources(sources_of(both), kind="pairs", modalities=("image", "text"))
-    order = make_order(sources_of(both), opened, seed=1, global_batch=12, lanes=None)
+    order = training_batches(sources_of(both), kind="k", modalities=("image", "text"), inputs=INPUTS, global_batch=12, seed=1).order
     rows = [order.batch(number) for number in range(12)]
     assert [np.bincount(row.source).tolist() for row in rows] == [[4, 8]] * 12
     times = Counter(int(sample) for row in rows for sample in row.sample[row.source == 1])
@@ -247,17 +246,6 @@ def test_a_shard_lost_during_the_run_loses_only_its_own_samples(tmp_path: Path) 
     assert all("000001.parquet is gone" in bad.reason for bad in batch.bad)
 
 
-def test_the_budget_for_bad_samples_stops_a_run() -> None:
-    bad = BadSample("k7", "photos", "damaged")
-    BadSampleBudget(max_fraction=0.001).count([True] * 9999 + [False], [bad])
-    with pytest.raises(ShardError, match=r"11 of 11 samples could not be read; allowed are 0.10%; the latest:\n  photos: 'k7': damaged"):
-        BadSampleBudget(max_fraction=0.001).count([False] * 11, [bad] * 11)
-    budget = BadSampleBudget(max_fraction=1.0, max_in_a_row=5)
-    budget.count([False] * 4 + [True] + [False] * 4, [bad] * 8)
-    with pytest.raises(ShardError, match="5 samples in a row could not be read"):
-        budget.count([False], [bad])
-
-
 def test_reading_draws_nothing_from_the_global_generators(both: Path) -> None:
     torch.manual_seed(0)
     np.random.seed(0)
@@ -313,14 +301,6 @@ def test_checking_names_the_source_and_what_it_lacks(tmp_path: Path, both: Path)
     assert set(check_sources(sources_of(both), kind="k", modalities=("image", "text"))) == {"one", "two"}
 
 
-def test_recipe_hash_follows_data_and_order_but_not_the_place(tmp_path: Path) -> None:
-    def recipe(name: str, sizes: list[int], *, weight: float = 1.0, seed: int = 0) -> str:
-        return recipe_hash({"a": Shards(url=str(write_dataset(tmp_path / name, sizes)), weight=weight)}, seed=seed, global_batch=4)
-
-    assert recipe("here", [3]) == recipe("there", [3])
-    assert len({recipe("here", [3]), recipe("more", [4]), recipe("here", [3], weight=2.0), recipe("here", [3], seed=1)}) == 4
-
-
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_evaluation_reads_each_row_on_exactly_one_rank(both: Path, world: int) -> None:
     source = Shards(url=str(both / "one"))
@@ -348,8 +328,8 @@ def test_evaluation_leaves_nothing_out(tmp_path: Path) -> None:
 
 def test_shards_are_found_by_name_and_refuse_nonsense() -> None:
     assert find_part(Source, "shards") is Shards
-    with pytest.raises(ValueError, match="greater than 0"):
-        Shards(url="x", weight=0.0)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Shards(url="x", weight=-1.0)
 
 
 @pytest.mark.parametrize("caption", ["", " \x00 "])
@@ -360,3 +340,58 @@ def test_a_caption_of_nothing_is_no_caption(tmp_path: Path, caption: str) -> Non
     (batch,) = batches({"a": Shards(url=str(tmp_path))}, 1)
     assert not batch.valid.any()
     assert "every caption is empty" in batch.bad[0].reason
+
+
+# --- length buckets --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speech", [False, True], ids=["images", "speech"])
+def test_buckets_hold_the_same_samples_over_every_k_batches_whatever_ranks_and_workers(both: Path, speech: bool) -> None:
+    sources = sources_of(both)
+    plain = [content(batch) for batch in batches(sources, 8, speech=speech)]
+    whole = [content(batch) for batch in batches(sources, 8, speech=speech, bucket_batches=4)]
+    assert whole != plain
+    for begin in (0, 4):
+        assert Counter(row for batch in whole[begin : begin + 4] for row in batch) == Counter(
+            row for batch in plain[begin : begin + 4] for row in batch
+        )
+    ranks = [batches(sources, 8, speech=speech, bucket_batches=4, rank=rank, world=3, workers=rank) for rank in range(3)]
+    assert [[row for rank in ranks for row in content(rank[number])] for number in range(8)] == whole
+    assert [content(batch) for batch in batches(sources, 3, start=5, speech=speech, bucket_batches=4)] == whole[5:]
+
+
+def test_buckets_are_formed_by_length_and_all_ranks_take_the_same(both: Path) -> None:
+    """Recordings of 0.05 s plus 1 ms for each number: the buckets of four batches split them into four ranges, for every rank."""
+    stream = [batches(sources_of(both), 4, speech=True, bucket_batches=4, rank=rank, world=2) for rank in range(2)]
+    ranges = []
+    for ranks in zip(*stream, strict=True):
+        lengths = torch.cat([rank.inputs["speech"]["length"] for rank in ranks])
+        assert [len(rank.keys) for rank in ranks] == [6, 6]
+        ranges.append((int(lengths.min()), int(lengths.max())))
+    ranges.sort()
+    assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(ranges))
+    assert ranges[0][1] < ranges[3][0]
+
+
+def test_padding_is_counted(both: Path) -> None:
+    for batch in batches(sources_of(both), 2, speech=True):
+        waveform, length = batch.inputs["speech"]["waveform"], batch.inputs["speech"]["length"]
+        assert batch.filled["speech"] == (sum(length.tolist()), waveform.shape[0] * waveform.shape[1])
+        assert batch.filled["text"] == (sum(len(caption) for caption in batch.captions), 12 * 12)  # tokens are bytes here
+
+
+def test_a_lost_sidecar_ends_a_run_with_buckets(tmp_path: Path) -> None:
+    """Ranks would otherwise form other batches than each other."""
+    folder = write_dataset(tmp_path, [6, 6])
+    stream = training_batches(
+        {"a": Shards(url=str(folder))}, kind="k", modalities=("image", "text"), inputs=INPUTS, global_batch=6, seed=0, bucket_batches=2
+    )
+    (folder / "000001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"length buckets need every sidecar.*000001.parquet is gone"):
+        next(stream)
+
+
+def test_what_each_source_took_is_told(both: Path) -> None:
+    (batch,) = batches(sources_of(both), 1)
+    assert {name: took["rows"] for name, took in batch.reading.items()} == {"one": 4, "two": 8}
+    assert all(took["seconds"] > 0 for took in batch.reading.values())

@@ -12,12 +12,18 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_run, write_squares, write_tones
+from torch.nn import functional
 
 from clipscale import checkpoint, train
 from clipscale.config import Run, validate
-from clipscale.errors import CheckpointError, ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
+from clipscale.data.sources import Source
+from clipscale.data.sources.shards import Shards
+from clipscale.data.stream import training_batches
+from clipscale.errors import ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
 from clipscale.metrics import read_json_lines
+from clipscale.model import prepare
 from clipscale.parallel.mesh import Mesh
+from clipscale.run_model import build_model
 
 MESH = Mesh.single()
 
@@ -127,8 +133,19 @@ def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path: Path, dat
     train.train(make(tmp_path, (squares, data[1])), MESH, stop_after=2)
     squares.rename(tmp_path / "old")
     write_squares(tmp_path / "b", samples=40).rename(squares)
-    with pytest.raises(CheckpointError, match="other data"):
+    with pytest.raises(
+        DataError, match=r"'image_text' was trained on other data.*\n  source 'squares' held 48 samples in 3 shards, holds 40"
+    ):
         train.train(make(tmp_path, (squares, data[1])), MESH)
+    settings = tiny_run(tmp_path, squares, data[1], data={"allow_change": True})
+    settings["pair_kinds"]["image_text"]["sources"]["more"] = {"name": "shards", "url": str(data[0])}
+    assert train.train(validate(Run, settings), MESH) == train.Outcome("finished", 6)
+    with pytest.raises(RunFolderError, match=r"pair_kinds\.image_text\.sources\.more"):  # it is now the run with these sources
+        train.train(make(tmp_path, (squares, data[1])), MESH)
+    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    assert newest is not None
+    assert (newest / "state.json").stat().st_size <= 4096
+    assert checkpoint.load(newest).state["data"]["image_text"]["start"]["batch"] == 2
 
 
 def test_a_signal_stops_the_run_behind_a_checkpoint_and_it_goes_on(
@@ -182,12 +199,56 @@ def test_unreadable_samples_are_counted_listed_and_left_out(tmp_path: Path, data
     listed = read_json_lines(run.run_folder / "bad_samples.jsonl")
     assert len(listed) == hurt == read_json_lines(run.run_folder / "metrics.jsonl")[-1]["bad_samples"]
     assert {record["source"] for record in listed} == {"squares"}
+    last = read_json_lines(run.run_folder / "metrics.jsonl")[-1]
+    assert last["bad_by_source"] == {"squares": {"sample is not the one that was written": hurt}}
+    assert {record["key"] for record in listed} == {"000000000000", "000001000000", "000002000000"}  # the first of every 20, as hurt above
+    assert {record["where"] for record in listed} == {f"shard 00000{shard}, sample 0" for shard in range(3)}
+
+
+def test_bad_samples_are_counted_the_same_by_a_run_that_was_stopped(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    squares = write_squares(tmp_path / "own", samples=48)
+    flip_bytes_of_members(squares, every=20)
+    once, often = (make(tmp_path, (squares, data[1]), name=name, steps=8, max_bad_fraction=0.5) for name in ("once", "often"))
+    train.train(once, MESH)
+    for step in (1, 2, 3, 5, 8):
+        train.train(often, MESH, stop_after=step)
+    assert same(once, often)
+    files = [(run.run_folder / "bad_samples.jsonl").read_bytes() for run in (once, often)]
+    assert files[0] == files[1]
+
+
+def test_the_loss_with_unreadable_samples_is_that_of_the_valid_pairs(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    """The first step's loss, computed anew from whole data without the samples that bad_samples.jsonl names."""
+    hurt = write_squares(tmp_path / "own", samples=48)
+    flip_bytes_of_members(hurt, every=4)
+    settings = tiny_run(tmp_path, hurt, steps=1, max_bad_fraction=1.0)
+    run = validate(Run, settings)
+    train.train(run, MESH)
+    bad = {record["key"] for record in read_json_lines(run.run_folder / "bad_samples.jsonl")}
+    model = build_model(run)
+    whole: dict[str, Source] = {"squares": Shards(url=str(data[0]))}  # the same samples, nothing overwritten
+    batch = next(training_batches(whole, kind="k", modalities=("image", "text"), inputs=model.inputs(), global_batch=12, seed=0))
+    kept = torch.tensor([key not in bad for key in batch.keys])
+    assert 0 < len(bad) < 12
+    assert int(kept.sum()) == 12 - len(bad)
+    with torch.no_grad():
+        x, y = (
+            model.encode(modality, prepare(modality, model.inputs()[modality], batch.inputs[modality]))[kept].double()
+            for modality in ("image", "text")
+        )
+    logits = x @ y.T / 0.07
+    own = torch.arange(len(logits))
+    wanted = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+    found = read_json_lines(run.run_folder / "metrics.jsonl")[0]["loss"]
+    assert found == pytest.approx(float(wanted), rel=2e-6)  # float32 embeddings and statistics
 
 
 def test_too_many_unreadable_samples_end_the_run_with_a_list(tmp_path: Path, data: tuple[Path, Path]) -> None:
     squares = write_squares(tmp_path / "own", samples=48)
     flip_bytes_of_members(squares, every=2)
-    with pytest.raises(ShardError, match=r"could not be read; allowed are 0\.10%; the latest:"):
+    with pytest.raises(
+        ShardError, match=r"could not be read; allowed are 0\.10%; by source and reason:\n  squares: \d+ × sample is not the one"
+    ):
         train.train(make(tmp_path, (squares, data[1])), MESH)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from clipscale.data.sample import Sample
 from clipscale.errors import ShardError
+from clipscale.inputs import Modality
 from clipscale.settings import Part
 
 
@@ -18,18 +19,38 @@ class OpenSource(Protocol):
     """A source, opened: how many samples each of its shards has, and their bytes. Used from forked workers too."""
 
     url: str
+    shards: list[str]
+    """Names of the shards."""
     samples: np.ndarray
     """Usable samples of each shard, int64."""
     totals: dict[str, float]
     """Over all shards: `samples`, and how many of them have an image (`images`) and speech (`recordings`)."""
     fingerprint: str
     """Changes when any byte of the data does."""
+    counters: dict[str, float]
+    """What reading has taken in this process so far (bytes, retries, cache hits, ...), by names of the source's own; they only grow."""
 
     def read(self, shard: int, rows: Sequence[int]) -> list[Sample | ShardError]:
         """The samples at these places of a shard; the error in place of one that cannot be read.
 
         Raises:
             ShardError: nothing of the shard can be read.
+        """
+        ...
+
+    def key(self, shard: int, row: int) -> str:
+        """A sample's key, told without reading it.
+
+        Raises:
+            ShardError: the shard's sidecar cannot be read.
+        """
+        ...
+
+    def lengths(self, shard: int, modality: Modality) -> np.ndarray:
+        """How long each sample of a shard is, without reading it: seconds of its speech, or bytes of its first caption.
+
+        Raises:
+            ShardError: the shard's sidecar cannot be read.
         """
         ...
 
@@ -41,8 +62,10 @@ class Source(Part, ABC):
 
     url: str
     """Folder of the data set, local or at an fsspec address such as s3://bucket/folder."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, ge=0)
     """Share of the rows, relative to the other sources of the pair kind; more than its share of samples means more epochs."""
+    later_weights: dict[Annotated[int, Field(strict=False, ge=0)], Annotated[float, Field(ge=0)]] = {}
+    """Weights that take its place, by how many global batches of the pair kind have gone before: `{10000: 0.5, 20000: 0.0}`."""
     cache_decoded: bool = False
     """Keep decoded samples in memory, in each process that reads them; for small data sets that are gone through many times."""
 
