@@ -142,7 +142,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names what is missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    check_fit(model.state_dict(), weights)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights whose names and shapes are not a model's own.
+
+    Raises:
+        CheckpointError: names what is missing, unknown or of another shape.
+    """
     problems = [f"missing {name}" for name in own if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in own]
     problems += [
@@ -153,7 +162,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(f"the checkpoint does not fit the model: {shown}")
-    model.load_state_dict(dict(weights))
 
 
 def _sha256(path: Path) -> str:

@@ -16,12 +16,12 @@ from clipscale.optim import Optimizer
 class Replica:
     """A whole model with its optimizer on one device."""
 
-    def __init__(self, model: Encoders, optimizer: Optimizer, device: torch.device, *, precision: str) -> None:
+    def __init__(self, model: Encoders, optimizer: Optimizer, device: torch.device, *, precision: str, fused: bool | None = None) -> None:
         self.model = model
         self.device = device
         self._precision = precision
         self._clip_norm = optimizer.clip_norm
-        self._optimizer = optimizer.build(model.named_parameters(), fused=device.type == "cuda")
+        self._optimizer = optimizer.build(model.named_parameters(), fused=device.type == "cuda" if fused is None else fused)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def encode(self, kinds: PreparedKinds) -> dict[str, KindOutput]:
@@ -48,14 +48,18 @@ class Replica:
 
     def step(self, *, lr: float) -> float:
         """Clip, update the weights, forget the gradients; a norm that is not finite changes nothing."""
-        limit = float("inf") if self._clip_norm is None else self._clip_norm
-        norm = float(nn.utils.clip_grad_norm_(self._trainable, limit))
+        norm = self._clip()
         if norm < float("inf"):
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _clip(self) -> float:
+        """Scale gradients down to the limit, if there is one; their global norm before that."""
+        limit = float("inf") if self._clip_norm is None else self._clip_norm
+        return float(nn.utils.clip_grad_norm_(self._trainable, limit))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """`model`: parameters and buffers by name; `optimizer`: each parameter's state as `name/field`."""

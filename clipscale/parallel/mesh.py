@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from clipscale.errors import ConfigError
 
@@ -59,6 +61,8 @@ class Mesh:
     """The ranks of this mesh; None is torch's default group (or, with one rank, no group at all)."""
     _grids: dict[int, Grid] = field(default_factory=dict, init=False, repr=False, compare=False)
     _parts: dict[int, Mesh] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _across: dict[int, Mesh] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _device_meshes: dict[tuple[int, ...], DeviceMesh] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> Mesh:
@@ -69,10 +73,6 @@ class Mesh:
     def is_main(self) -> bool:
         """Whether this is rank 0, the one that writes and prints."""
         return self.rank == 0
-
-    def size(self, axis: Literal["data"]) -> int:
-        """Ranks along an axis; `data`, which splits the global batch, is the only axis yet."""
-        return {"data": self.world}[axis]
 
     @property
     def everyone(self) -> dist.ProcessGroup | None:
@@ -102,6 +102,11 @@ class Mesh:
         largest = torch.tensor([value], device=self.device, dtype=torch.int64)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
         return int(largest.item())
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Every rank's tensor becomes rank 0's, in place."""
+        if self.world > 1:
+            dist.broadcast(tensor, group=self.group, group_src=0)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Every rank's tensor of one and the same shape, in rank order: [...] -> [W, ...], without gradient."""
@@ -143,6 +148,23 @@ class Mesh:
             number, rank = divmod(self.rank, size)
             self._parts[count] = Mesh(rank, size, self.local_rank, self.device, groups[number])
         return self._parts[count]
+
+    def across(self, count: int) -> Mesh:
+        """The mesh of this rank and those at its place in each of `count` parts; made once per mesh, by all ranks together."""
+        if count not in self._across:
+            size = self.world // count
+            groups = [self._subgroup(list(range(place, self.world, size))) for place in range(size)]
+            number, place = divmod(self.rank, size)
+            self._across[count] = Mesh(number, count, self.local_rank, self.device, groups[place])
+        return self._across[count]
+
+    def device_mesh(self, axes: Mapping[str, int]) -> DeviceMesh:
+        """All ranks as torch's mesh of named axes, the last one of neighbouring ranks; made once per shape, by all ranks together."""
+        shape = tuple(axes.values())
+        if shape not in self._device_meshes:
+            assert self.group is None, "torch's meshes are made of all ranks"
+            self._device_meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(axes))
+        return self._device_meshes[shape]
 
     def _make_grid(self, rows: int, columns: int) -> Grid:
         lines = [[row * columns + column for column in range(columns)] for row in range(rows)]

@@ -35,7 +35,9 @@ class Tower(Part, ABC):
 
     @abstractmethod
     def build(self) -> TowerModule:
-        """The tower's module, on the CPU, unlocked: random weights drawn from torch's global generator, or loaded ones.
+        """The tower's module, on torch's default device, unlocked: random weights drawn from torch's global generator, or loaded ones.
+
+        On the meta device nothing is loaded: other ranks bring the weights.
 
         Raises:
             RequestError: the architecture or its weights cannot be found; names what was looked for and where.

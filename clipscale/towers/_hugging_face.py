@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from clipscale.errors import MissingPackage, RequestError
+from clipscale.towers._module import on_meta_device
 
 PACKAGE = "package:"
 
@@ -48,7 +49,7 @@ def _folder_in_package(name: str) -> Path:
 
 
 def load_model(model: str) -> Any:
-    """A pretrained transformers model in fp32, every weight of it from the files.
+    """A pretrained transformers model in fp32, every weight of it from the files; on the meta device, its names and shapes only.
 
     Raises:
         RequestError: it cannot be found or read, or lacks weights.
@@ -56,6 +57,8 @@ def load_model(model: str) -> Any:
     place = locate(model)
     try:
         with _quiet():
+            if on_meta_device():
+                return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place), dtype=torch.float32)
             loaded, report = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers, its hub client and safetensors each raise their own kinds
         raise RequestError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from clipscale.errors import RequestError
@@ -54,6 +55,11 @@ class TowerModule(nn.Module):
         if self.locked != "no":
             _evaluate_locked(self)
         return self
+
+
+def on_meta_device() -> bool:
+    """Whether modules are being built on the meta device, for their names and shapes only."""
+    return torch.get_default_device().type == "meta"
 
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.factory import get_model_config
 
 from clipscale.errors import RequestError
 from clipscale.settings import did_you_mean
+from clipscale.towers._module import on_meta_device
 
 LOCAL_FOLDER, HUB = "local-dir:", "hf-hub:"
 
@@ -23,7 +25,12 @@ SMALL_TEXT = {"layers": 1, "width": 8, "heads": 1, "context_length": 8, "vocab_s
 
 
 def create(architecture: str, pretrained: str | None, *, unwanted: str, **options: Any) -> Any:
-    """The whole open_clip model in fp32 on the CPU; without weights its `unwanted` half (vision_cfg or text_cfg) is a tiny one.
+    """The whole open_clip model in fp32 on torch's default device; without weights its `unwanted` half is a tiny one.
+
+    On the meta device no weights are read: only names and shapes are wanted there.
+
+    Args:
+        unwanted: vision_cfg or text_cfg.
 
     Raises:
         RequestError: there is no such architecture, tag or file, or the weights do not fit.
@@ -35,7 +42,15 @@ def create(architecture: str, pretrained: str | None, *, unwanted: str, **option
     try:
         with quiet():
             return open_clip.create_model(
-                name, pretrained, precision="fp32", force_custom_text=True, pretrained_text=False, require_pretrained=has_weights, **options
+                name,
+                pretrained,
+                precision="fp32",
+                device=torch.get_default_device(),
+                force_custom_text=True,
+                pretrained_text=False,
+                load_weights=not on_meta_device(),
+                require_pretrained=has_weights and not on_meta_device(),
+                **options,
             )
     except Exception as error:  # open_clip, torch, safetensors and hub clients each raise their own kinds
         weights = f" with weights '{pretrained}'" if pretrained else ""

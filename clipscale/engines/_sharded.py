@@ -1,0 +1,126 @@
+"""What engines share that cut the weights into parts: whole tensors in and out, temperatures kept whole, one norm over all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipscale.checkpoint import check_fit
+from clipscale.engines._replicated import Replica
+from clipscale.errors import CheckpointError
+from clipscale.model import Encoders
+from clipscale.optim import Optimizer
+from clipscale.parallel.mesh import Mesh
+from clipscale.parallel.parts import global_norm, own_part, part_like, whole
+
+
+class Shards(Replica):
+    """A model whose parameters are in parts, and whose temperatures and biases are whole on every rank, in fp32."""
+
+    def __init__(
+        self,
+        model: Encoders,
+        optimizer: Optimizer,
+        mesh: Mesh,
+        data_mesh: Mesh,
+        *,
+        row_orders: Mapping[str, Tensor],
+        fused: bool,
+    ) -> None:
+        """
+        Args:
+            row_orders: for parameters whose rows are not kept in the order of checkpoints, which row of the checkpoint each one is.
+        """
+        super().__init__(model, optimizer, mesh.device, precision="fp32", fused=fused)
+        self._mesh, self._data_mesh = mesh, data_mesh
+        self._row_orders = row_orders
+        self._temperatures = temperatures(model)
+        keep_apart(self._optimizer)
+
+    def _clip(self) -> float:
+        self._sum_temperatures()
+        gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
+        norm = float(global_norm(gradients, self._mesh))
+        if self._clip_norm is not None and norm > self._clip_norm:
+            torch._foreach_mul_([own_part(gradient) for gradient in gradients], self._clip_norm / (norm + 1e-6))
+        return norm
+
+    def _sum_temperatures(self) -> None:
+        """Over data ranks, as the engine has summed all other gradients in the backward pass."""
+        gradients = [parameter.grad for parameter in self._temperatures if parameter.grad is not None]
+        if not gradients:
+            return
+        total = self._data_mesh.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, summed in zip(gradients, torch.split(total, [gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Whole tensors, gathered one by one: only rank 0 keeps them, on the CPU."""
+        model = {name: self._whole(name, value) for name, value in self.model.state_dict().items()}
+        optimizer = {
+            f"{name}/{field}": self._whole(name, value)
+            for name, parameter in self.model.named_parameters()
+            for field, value in self._optimizer.state.get(parameter, {}).items()
+        }
+        return {
+            "model": {key: value for key, value in model.items() if value is not None},
+            "optimizer": {key: value for key, value in optimizer.items() if value is not None},
+        }
+
+    def _whole(self, name: str, value: Tensor) -> Tensor | None:
+        gathered = whole(value)
+        if not self._mesh.is_main:
+            return None
+        order = self._row_orders.get(name)
+        if order is None or gathered.ndim == 0 or len(gathered) != len(order):
+            return gathered.cpu()
+        restored = torch.empty_like(gathered, device="cpu")
+        restored[order] = gathered.cpu()
+        return restored
+
+    def _in_order(self, name: str, value: Tensor) -> Tensor:
+        order = self._row_orders.get(name)
+        return value if order is None or value.ndim == 0 or len(value) != len(order) else value[order]
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Each rank takes its own parts."""
+        own = self.model.state_dict()
+        check_fit(own, state["model"])
+        with torch.no_grad():
+            for name, tensor in own.items():
+                self.fill(name, tensor, state["model"][name])
+        self._optimizer.state.clear()
+        parameters = dict(self.model.named_parameters())
+        for key, value in state["optimizer"].items():
+            name, _, field = key.rpartition("/")
+            if name not in parameters:
+                raise CheckpointError(f"the checkpoint's optimizer holds '{name}', which this model does not have")
+            self._optimizer.state[parameters[name]][field] = self._part(name, value, parameters[name])
+
+    def _part(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
+        if value.ndim == 0:  # the count of steps: not a part of anything
+            return value.to(own_part(parameter).device if self._fused() else "cpu", copy=True)
+        return part_like(self._in_order(name, value), parameter)
+
+    def fill(self, name: str, tensor: Tensor, value: Tensor) -> None:
+        """Put this rank's part of a whole tensor in its place."""
+        own_part(tensor).copy_(own_part(part_like(self._in_order(name, value), tensor)))
+
+
+def temperatures(model: Encoders) -> list[nn.Parameter]:
+    """Logit scales and biases: a number each, which no engine may cut or round."""
+    return [*model.log_scale.parameters(), *model.bias.parameters()]
+
+
+def keep_apart(optimizer: torch.optim.Optimizer) -> None:
+    """Split parameter groups until none mixes whole parameters with parts, or parts on different meshes: torch cannot step such a group."""
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        kinds: dict[Any, list[Tensor]] = {}
+        for parameter in group["params"]:
+            kinds.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        groups += [{**group, "params": parameters} for parameters in kinds.values()]
+    optimizer.param_groups[:] = groups

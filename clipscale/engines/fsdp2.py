@@ -1,0 +1,131 @@
+"""FSDP2: weights, gradients and optimizer state are cut over the ranks, block by block, and gathered when a block runs.
+
+Zhao et al. 2023, arXiv:2304.11277; torch's fully_shard. The model is built on rank 0 alone; the others build its names and shapes
+and are sent their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.utils._pytree import register_dataclass
+
+from clipscale.engines import Engine, Trainable
+from clipscale.engines._replicated import Replica
+from clipscale.engines._sharded import Shards, temperatures
+from clipscale.errors import ConfigError
+from clipscale.model import Encoders, KindOutput
+from clipscale.optim import Optimizer
+from clipscale.parallel.mesh import Mesh
+
+register_dataclass(KindOutput)  # fully_shard looks for tensors in what forward returns, and before torch 2.12 only in known containers
+
+
+class Fsdp2(Engine):
+    """Cut the model over the ranks, block by block; with one rank the same as `local`."""
+
+    shard_ranks: int | None = Field(default=None, gt=0)
+    """Ranks that share one copy of the model (HSDP): the GPUs of a node, say; further copies only sum gradients. None: all ranks."""
+    gathered: Literal["step", "block"] = "step"
+    """How long gathered weights stay. `step`: from first use to last, and gradients are added up whole and cut once: micro-batches cost no
+    further communication. `block`: for one pass of one block: least memory, but every micro-batch gathers and cuts again."""
+    cpu_offload: bool = False
+    """Keep each rank's parts and optimizer state in the CPU's memory, and step there."""
+
+    def check_world(self, world: int) -> None:
+        """Parts and copies must multiply to the ranks."""
+        if world == 1 and (self.cpu_offload or self.shard_ranks not in (None, 1)):
+            raise ConfigError("engine 'fsdp2' on one rank cuts nothing: cpu_offload and shard_ranks need several ranks")
+        shard_ranks = self.shard_ranks or world
+        if world % shard_ranks:
+            fitting = ", ".join(str(count) for count in range(1, world + 1) if world % count == 0)
+            raise ConfigError(f"engine.shard_ranks {shard_ranks} does not divide the {world} ranks; these do: {fitting}")
+
+    def build(self, make: Callable[[], Encoders], mesh: Mesh) -> Encoders:
+        """The model on rank 0; on the others its names and shapes."""
+        with nullcontext() if mesh.is_main else torch.device("meta"):
+            return make()
+
+    def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:  # noqa: ARG002
+        """The model in parts, filled from rank 0."""
+        if mesh.world == 1:
+            return Replica(model.to(mesh.device), optimizer, mesh.device, precision=precision)
+        tensors = _tensors(model) if mesh.is_main else {}
+        model.to("meta")
+        self._shard(model, self._data_axes(mesh), precision)
+        model.to_empty(device="cpu" if self.cpu_offload else mesh.device)
+        fused = mesh.device.type == "cuda" and not self.cpu_offload
+        shards = _Fsdp2(model, optimizer, mesh, self.data_mesh(mesh), row_orders={}, fused=fused)
+        shards.gathered = self.gathered
+        _fill(shards, tensors, mesh)
+        return shards
+
+    def _data_axes(self, mesh: Mesh) -> DeviceMesh:
+        shard_ranks = self.shard_ranks or mesh.world
+        axes = mesh.device_mesh({"copies": mesh.world // shard_ranks, "parts": shard_ranks})
+        return axes["parts"] if shard_ranks == mesh.world else axes["copies", "parts"]
+
+    def _shard(self, model: Encoders, axes: DeviceMesh, precision: str) -> None:
+        """Cut every block, then what is left of every tower, then the rest; temperatures stay whole."""
+        rounded = torch.bfloat16 if precision == "bf16" else None
+        policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=None if rounded is None else torch.float32)
+        offload = CPUOffloadPolicy(pin_memory=axes.device_type == "cuda") if self.cpu_offload else OffloadPolicy()
+        again = self.gathered == "block"
+        for modality in model.modalities:
+            tower = model.tower(modality)
+            for part in [*tower.blocks(), tower]:
+                fully_shard(part, mesh=axes, mp_policy=policy, offload_policy=offload, reshard_after_forward=again)
+        fully_shard(
+            model, mesh=axes, mp_policy=policy, offload_policy=offload, reshard_after_forward=False, ignored_params=set(temperatures(model))
+        )
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # sums, not means: the exact loss already is the mean over all ranks
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that are not saved too."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _fill(shards: Shards, tensors: dict[str, Tensor], mesh: Mesh) -> None:
+    """Rank 0's tensors, sent one by one to all, of which each keeps its parts."""
+    for name, tensor in _tensors(shards.model).items():
+        value = tensors.pop(name).to(mesh.device) if mesh.is_main else torch.empty(tensor.shape, dtype=tensor.dtype, device=mesh.device)
+        mesh.broadcast(value)
+        shards.fill(name, tensor, value)
+
+
+class _Fsdp2(Shards):
+    """A model under fully_shard."""
+
+    gathered: Literal["step", "block"]
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        self._synchronise(now=False)
+        try:
+            yield
+        finally:
+            self._synchronise(now=True)
+
+    def unsynchronised(self) -> AbstractContextManager[None]:
+        """Weights stay gathered and gradients whole until the next pass outside; with `gathered: block` only copies wait for each other."""
+        return self._held()
+
+    def _synchronise(self, *, now: bool) -> None:
+        root = self.model
+        assert isinstance(root, FSDPModule)
+        if self.gathered == "step":
+            root.set_requires_gradient_sync(now)
+            root.set_reshard_after_backward(now)
+        else:
+            root.set_requires_all_reduce(now)

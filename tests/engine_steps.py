@@ -1,0 +1,163 @@
+"""Training steps on real small towers under any engine, and the same steps as plain torch on one process: what engines must equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clipscale.contrast import ContrastSettings, Pairs, contrastive_loss
+from clipscale.engines import Engine
+from clipscale.inputs import ImageInput, Input, SpeechInput
+from clipscale.memory.grad_cache import cached_backward, split
+from clipscale.model import Encoders, KindOutput, PairKindModel, PreparedKinds, build_encoders
+from clipscale.objectives import Objective
+from clipscale.optim import Optimizer
+from clipscale.parallel.mesh import Mesh
+from clipscale.towers import Tower
+
+ARCHITECTURES = [Path(__file__).parent / "architectures", Path(__file__).parent / "contracts" / "towers" / "architectures"]
+TEXT = {"name": "open_clip_text", "architecture": "small-vit"}
+VIT = {"image": {"name": "open_clip_image", "architecture": "small-vit", "patch_dropout": 0.3}, "text": TEXT}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What to train, and how."""
+
+    engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
+    towers: dict[str, dict[str, Any]] = field(default_factory=lambda: VIT)
+    dtype: str = "float64"
+    precision: str = "fp32"
+    batch: int = 7
+    """Rows of a data rank: seven are cut unevenly into micro-batches of two, and of five."""
+    micro_batch: int | None = None
+    recompute: bool = False
+    steps: int = 2
+    clip_norm: float | None = 0.1
+    lr: float = 0.02
+
+    def make(self) -> Encoders:
+        """The model, the same on every process."""
+        for folder in ARCHITECTURES:
+            open_clip.add_model_config(folder)
+        towers = {name: Tower.model_validate({**tower, "recompute": self.recompute}) for name, tower in self.towers.items()}
+        first, second = self.towers
+        kinds = {"pairs": PairKindModel(modalities=(first, second), init_scale=14.0)}  # type: ignore[arg-type]
+        return build_encoders(towers, embed_dim=16, pair_kinds=kinds, seed=3).to(getattr(torch, self.dtype))  # type: ignore[arg-type]
+
+    def optimizer(self) -> Optimizer:
+        """AdamW whose eps is above most gradients, so that steps are as long as gradients and not only their signs."""
+        return Optimizer(lr=self.lr, eps=0.03, clip_norm=self.clip_norm)
+
+    def rows(self, model: Encoders, *, step: int, rank: int) -> PreparedKinds:
+        """The prepared rows of a data rank."""
+        draw = torch.Generator().manual_seed(1_000 * step + rank)
+        inputs = {modality: feed(spec, self.batch, draw) for modality, spec in model.inputs().items()}
+        dtype = getattr(torch, self.dtype)
+        for fed in inputs.values():
+            fed |= {name: tensor.to(dtype) for name, tensor in fed.items() if tensor.is_floating_point()}
+        return {"pairs": inputs}
+
+
+def feed(spec: Input, rows: int, draw: torch.Generator) -> dict[str, Tensor]:
+    """Random inputs as a tower wants them."""
+    if isinstance(spec, ImageInput):
+        return {"pixels": torch.randn(rows, 3, spec.size, spec.size, generator=draw)}
+    if isinstance(spec, SpeechInput):
+        frames = int(spec.max_seconds * spec.sample_rate) // spec.hop
+        length = torch.randint(frames // 2, frames + 1, (rows,), generator=draw)
+        return {"mel": torch.randn(rows, spec.num_mels, frames, generator=draw), "length": length}
+    tokens = torch.randint(3, 31, (rows, spec.context_length), generator=draw)
+    return {"tokens": tokens, "mask": torch.ones_like(tokens)}
+
+
+def seed(step: int, rank: int, micro_batch: int) -> None:
+    """The random state of a micro-batch."""
+    torch.manual_seed(step * 10_000 + rank * 100 + micro_batch)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What some steps gave."""
+
+    losses: list[float]
+    norms: list[float]
+    state: dict[str, dict[str, Tensor]]
+    """On rank 0."""
+
+
+def train_steps(mesh: Mesh, steps: Steps, start: dict[str, dict[str, Tensor]] | None = None, first: int = 0) -> Trained:
+    """Steps through an engine, as train.py takes them."""
+    engine = Engine.model_validate(steps.engine)
+    engine.check_world(mesh.world)
+    model = engine.build(steps.make, mesh)
+    engine.check_model(model, world=mesh.world)
+    trainable = engine.wrap(model, steps.optimizer(), mesh, precision=steps.precision, steps_differ=False)
+    data = engine.data_mesh(mesh)
+    if start is not None:
+        trainable.load(start)
+    objective = Objective.model_validate("clip")
+
+    def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, Tensor]:
+        output = outputs["pairs"]
+        loss = contrastive_loss(objective, Pairs(x=output.x, y=output.y), output.scale, settings=ContrastSettings(), mesh=data).loss
+        return loss, loss
+
+    losses, norms = [], []
+    for step in range(first, first + steps.steps):
+        rows = steps.rows(trainable.model, step=step, rank=data.rank)
+        if steps.micro_batch is None:
+            seed(step, data.rank, 0)
+            loss, _ = contrast(trainable.encode(rows))
+            trainable.backward(loss)
+        else:
+            loss = cached_backward(
+                trainable, rows, contrast, micro_batch=steps.micro_batch, seed=lambda i, step=step: seed(step, data.rank, i)
+            )
+        losses.append(float(loss.detach()))
+        norms.append(trainable.step(lr=steps.lr))
+    state = trainable.state()
+    return Trained(losses, norms, {file: dict(tensors) for file, tensors in state.items()} if mesh.rank == 0 else {})
+
+
+def plain_steps(steps: Steps, *, data_ranks: int) -> Trained:
+    """The same steps as plain torch: one process, one graph, the whole matrix of logits, torch's AdamW and clipping."""
+    model = steps.make()
+    parameters = dict(model.named_parameters())
+    decayed = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
+    settings = steps.optimizer()
+    groups = [{"params": decayed}, {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=steps.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    losses, norms = [], []
+    for step in range(steps.steps):
+        parts = []
+        for rank in range(data_ranks):
+            rows = steps.rows(model, step=step, rank=rank)
+            for number, part in enumerate(split(rows, micro_batch=steps.micro_batch or steps.batch)):
+                seed(step, rank, number)
+                parts.append(model(part)["pairs"])
+        logits = parts[0].scale * torch.cat([part.x for part in parts]) @ torch.cat([part.y for part in parts]).T
+        target = torch.arange(len(logits))
+        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        norms.append(float(nn.utils.clip_grad_norm_(parameters.values(), steps.clip_norm or float("inf"))))
+        optimizer.step()
+    moments = {f"{name}/{key}": value for name, p in parameters.items() for key, value in optimizer.state[p].items() if p.grad is not None}
+    return Trained(losses, norms, {"model": dict(model.state_dict()), "optimizer": moments})
+
+
+def largest_difference(one: Trained, other: Trained) -> float:
+    """Of losses, norms, weights and moments, relative to the largest number of each tensor."""
+    pairs = [(torch.tensor(one.losses), torch.tensor(other.losses)), (torch.tensor(one.norms), torch.tensor(other.norms))]
+    for file in ("model", "optimizer"):
+        assert one.state[file].keys() == other.state[file].keys()
+        pairs += [(one.state[file][name], other.state[file][name]) for name in one.state[file]]
+    return max(float((left - right).abs().max() / right.abs().max().clamp(min=1e-9)) for left, right in pairs if right.is_floating_point())

@@ -1,0 +1,67 @@
+"""Every engine takes the steps that plain torch takes on one process: weights, moments, temperature, losses and norms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_steps import TEXT, Steps, Trained, largest_difference, plain_steps, train_steps
+
+from clipscale.engines import Engine
+from clipscale.parallel.mesh import Mesh
+
+CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
+    (1, {"name": "local"}, {"micro_batch": 2}),
+    (2, {"name": "ddp"}, {"micro_batch": 5}),
+    (2, {"name": "fsdp2"}, {}),
+    (2, {"name": "fsdp2"}, {"micro_batch": 1, "recompute": True}),
+    (2, {"name": "fsdp2"}, {"micro_batch": 2}),
+    (2, {"name": "fsdp2", "gathered": "block"}, {"micro_batch": 5, "recompute": True}),
+    (2, {"name": "fsdp2", "cpu_offload": True}, {"micro_batch": 2, "clip_norm": None}),
+    (3, {"name": "fsdp2"}, {"towers": {"image": {"name": "open_clip_image", "architecture": "tiny-convnext"}, "text": TEXT}, "batch": 2}),
+    (4, {"name": "fsdp2", "shard_ranks": 2}, {"micro_batch": 2}),
+    (4, {"name": "fsdp2", "shard_ranks": 2, "gathered": "block"}, {"micro_batch": 5}),
+]
+
+
+def label(value: Any) -> str:
+    """A case's test id."""
+    return "-".join(f"{key}={item}" for key, item in value.items() if key != "towers") if isinstance(value, dict) else str(value)
+
+
+@pytest.mark.parametrize(("world", "engine", "changes"), CASES, ids=label)
+def test_an_engine_takes_the_steps_of_plain_torch(ranks, world: int, engine: dict[str, Any], changes: dict[str, Any]) -> None:
+    steps = Steps(engine=engine, **changes)
+    expected = plain_steps(steps, data_ranks=Engine.model_validate(engine).data_ranks(world))
+    answers: list[Trained] = ranks(world)(train_steps, steps)
+    assert largest_difference(answers[0], expected) < 1e-10
+    assert all(answer.losses == answers[0].losses and answer.norms == answers[0].norms for answer in answers), "all ranks know the same"
+
+
+@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2"}], ids=label)
+def test_bf16_stays_near_fp32_and_keeps_temperature_and_moments_in_fp32(ranks, engine: dict[str, Any]) -> None:
+    steps = Steps(engine=engine, dtype="float32", precision="bf16", clip_norm=None, lr=1e-3, batch=128, steps=1)
+    exact: Trained = ranks(2)(train_steps, replace(steps, precision="fp32"))[0]
+    rounded: Trained = ranks(2)(train_steps, steps)[0]
+    assert rounded.losses != exact.losses
+    assert rounded.losses[0] == pytest.approx(exact.losses[0], rel=2e-3), "rounding of single embeddings averages out over 256 pairs"
+    assert {tensor.dtype for tensors in rounded.state.values() for tensor in tensors.values()} == {torch.float32}
+
+
+def test_fsdp2_starts_from_the_weights_of_one_process(ranks) -> None:
+    start = Steps(steps=0, dtype="float32")
+    alone: Trained = ranks(1)(train_steps, start)[0]
+    shared: Trained = ranks(2)(train_steps, replace(start, engine={"name": "fsdp2"}))[0]
+    assert alone.state["model"].keys() == shared.state["model"].keys()
+    assert all(torch.equal(shared.state["model"][name], weight) for name, weight in alone.state["model"].items())
+
+
+def built_on(mesh: Mesh, steps: Steps) -> set[str]:
+    """Which devices the model that an engine builds lies on, before it is wrapped."""
+    return {tensor.device.type for tensor in Engine.model_validate(steps.engine).build(steps.make, mesh).parameters()}
+
+
+def test_fsdp2_builds_the_model_on_rank_0_only(ranks) -> None:
+    assert ranks(2)(built_on, Steps(engine={"name": "fsdp2"})) == [{"cpu"}, {"meta"}]
