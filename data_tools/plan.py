@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,19 @@ import pyarrow
 import pyarrow.parquet
 
 from clipscale import __version__
+from data_tools.cells import ArrowCell, ParquetCell
+from data_tools.media import Medium, MediumState, StoredMedium, TarMember, medium_state
 from data_tools.packing import Packing
-from data_tools.rows import Medium, Row, TarMember
+from data_tools.rows import Row
 
-_MEDIUM = pyarrow.struct(
-    [
-        ("path", pyarrow.binary()),
-        ("bytes", pyarrow.binary()),
-        ("member", pyarrow.string()),  # of the tar at the path; with its place:
-        ("offset", pyarrow.int64()),
-        ("size", pyarrow.int64()),
-        ("crc32", pyarrow.int64()),
-    ]
-)
+_KINDS: dict[str, type[StoredMedium]] = {kind.__name__: kind for kind in (TarMember, ParquetCell, ArrowCell)}
 _PLAN = pyarrow.schema(
     [
         ("name", pyarrow.string()),
-        ("image", _MEDIUM),
-        ("speech", _MEDIUM),
+        ("image", pyarrow.string()),  # JSON: where it lies
+        ("image_bytes", pyarrow.binary()),  # or what it is
+        ("speech", pyarrow.string()),
+        ("speech_bytes", pyarrow.binary()),
         ("captions", pyarrow.list_(pyarrow.string())),
         ("record", pyarrow.string()),  # JSON
         ("problem", pyarrow.string()),
@@ -72,12 +66,17 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd") as writer:
         while shard := list(islice(source, packing.samples_per_shard)):
             digest = hashlib.sha256(salt)
+            columns: list[tuple[Any, ...]] = []
             for row in shard:
-                digest.update(_identity(row))
-                image_bytes += _size(row.image)
-                dates.update(repr([_changed(row.image), _changed(row.speech)]).encode())
+                image, speech = medium_state(row.image), medium_state(row.speech)
+                values = _values(row)
+                digest.update(_identity(values, image, speech))
+                image_bytes += image.size
+                dates.update(b"%d %d " % (image.changed, speech.changed))
+                columns.append(values)
             fingerprints.append(digest.hexdigest())
-            writer.write_table(pyarrow.Table.from_pylist([_values(row) for row in shard], schema=_PLAN), row_group_size=len(shard))
+            arrays = [pyarrow.array(column, kind.type) for column, kind in zip(zip(*columns, strict=True), _PLAN, strict=True)]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=_PLAN), row_group_size=len(shard))
             shard_rows.append(len(shard))
     return Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest())
 
@@ -90,81 +89,53 @@ def read_plan(path: Path, shard: int) -> Iterator[Row]:
         for values in batch.to_pylist():
             yield Row(
                 values["name"],
-                _from_medium(values["image"]),
-                _from_medium(values["speech"]),
+                _medium(values["image"], values["image_bytes"]),
+                _medium(values["speech"], values["speech_bytes"]),
                 tuple(values["captions"]),
                 json.loads(values["record"]),
                 values["problem"],
             )
 
 
-def _values(row: Row) -> dict[str, Any]:
-    return {
-        "name": _clean(row.name),
-        "image": _medium(row.image),
-        "speech": _medium(row.speech),
-        "captions": [_clean(caption) for caption in row.captions],
-        "record": _clean(json.dumps(dict(row.record), sort_keys=True, ensure_ascii=False)),
-        "problem": _clean(row.problem),
-    }
+def _values(row: Row) -> tuple[Any, ...]:
+    """The row as the plan holds it."""
+    return (
+        _clean(row.name),
+        *_place(row.image),
+        *_place(row.speech),
+        [_clean(caption) for caption in row.captions],
+        _clean(json.dumps(dict(row.record), sort_keys=True, ensure_ascii=False)),
+        _clean(row.problem),
+    )
 
 
 def _clean(text: str) -> str:
     """The text without half characters, which file names and JSON can hold but UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _medium(medium: Medium | None) -> dict[str, Any] | None:
-    if isinstance(medium, bytes):
-        return {"bytes": medium}
-    if isinstance(medium, TarMember):
-        place = {"offset": medium.offset, "size": medium.size, "crc32": medium.crc32}
-        return {"path": os.fsencode(medium.tar.absolute()), "member": _clean(medium.name), **place}
-    return None if medium is None else {"path": os.fsencode(medium.absolute())}
+def _place(medium: Medium | None) -> tuple[str | None, bytes | None]:
+    """Where the medium lies as JSON, and its bytes; one of them at most."""
+    if medium is None or isinstance(medium, bytes):
+        return None, medium
+    if isinstance(medium, Path):
+        return json.dumps(str(medium.absolute())), None
+    values = {item.name: getattr(medium, item.name) for item in fields(medium)}  # type: ignore[arg-type]
+    plain = {name: {"path": str(value.absolute())} if isinstance(value, Path) else value for name, value in values.items()}
+    return json.dumps({"kind": type(medium).__name__, **plain}), None
 
 
-def _from_medium(value: dict[str, Any] | None) -> Medium | None:
-    if value is None:
-        return None
-    if value["path"] is None:
-        return bytes(value["bytes"])
-    path = Path(os.fsdecode(value["path"]))
-    if value["member"] is None:
-        return path
-    return TarMember(path, value["member"], value["offset"], value["size"], value["crc32"])
+def _medium(place: str | None, data: bytes | None) -> Medium | None:
+    if place is None:
+        return data
+    values = json.loads(place)
+    if isinstance(values, str):
+        return Path(values)
+    kind = _KINDS[values.pop("kind")]
+    return kind(**{name: Path(value["path"]) if isinstance(value, dict) else value for name, value in values.items()})
 
 
-def _identity(row: Row) -> bytes:
+def _identity(values: tuple[Any, ...], image: MediumState, speech: MediumState) -> bytes:
     """What a sample is made of, without where its files lie."""
-    media = [_medium_identity(row.image), _medium_identity(row.speech)]
-    return json.dumps([row.name, media, row.captions, dict(row.record), row.problem], sort_keys=True).encode()
-
-
-def _medium_identity(medium: Medium | None) -> Any:
-    if isinstance(medium, bytes):
-        return hashlib.sha256(medium).hexdigest()
-    if isinstance(medium, TarMember):
-        return [medium.size, medium.crc32]
-    state = _stat(medium)
-    return None if medium is None else state.st_size if state else "missing"
-
-
-def _size(medium: Medium | None) -> int:
-    if isinstance(medium, bytes):
-        return len(medium)
-    if isinstance(medium, TarMember):
-        return medium.size
-    state = _stat(medium)
-    return state.st_size if state else 0
-
-
-def _changed(medium: Medium | None) -> int:
-    state = None if isinstance(medium, bytes) else _stat(medium.tar if isinstance(medium, TarMember) else medium)
-    return state.st_mtime_ns if state else 0
-
-
-def _stat(path: Path | None) -> os.stat_result | None:
-    try:
-        return path.stat() if path else None
-    except (OSError, ValueError):
-        return None
+    name, *_, captions, record, problem = values
+    return json.dumps([name, image.identity, speech.identity, captions, record, problem]).encode()

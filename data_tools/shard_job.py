@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +12,13 @@ from pathlib import Path
 from clipscale.data.shards import ShardInfo, ShardWriter, finished_shard
 from clipscale.errors import DataError, ShardError
 from data_tools.images import pack_image
+from data_tools.media import read_medium
 from data_tools.packing import BadRow, Packing
 from data_tools.plan import read_plan
 from data_tools.pool import Count, Progress
-from data_tools.rows import Medium, Row, TarMember
+from data_tools.rows import Row
 from data_tools.speech import pack_speech
 
-_MAX_FILE_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 19  # of captions and record together; readers refuse 1 MiB
 
 
@@ -132,8 +130,8 @@ def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int
         raise BadRow("too much text", f"captions and fields together have more than {_MAX_TEXT_BYTES} bytes")
     if row.image is None and row.speech is None:
         raise BadRow("no image or recording", "the row names no file")
-    image = None if row.image is None else pack_image(_bytes(row.image), packing)
-    speech = None if row.speech is None else pack_speech(_bytes(row.speech), packing)
+    image = None if row.image is None else pack_image(read_medium(row.image), packing)
+    speech = None if row.speech is None else pack_speech(read_medium(row.speech), packing)
     try:
         writer.write(key, captions=captions, image=image, speech=speech, record=row.record)
     except (ShardError, DataError) as error:
@@ -145,28 +143,3 @@ def clean_captions(captions: Sequence[str]) -> list[str]:
     """Captions with single spaces and no control characters; empty ones and repetitions are dropped."""
     cleaned = (" ".join("".join(char if char >= " " else " " for char in caption).split()) for caption in captions)
     return list(dict.fromkeys(caption for caption in cleaned if caption))
-
-
-def _bytes(medium: Medium) -> bytes:
-    if isinstance(medium, bytes):
-        return medium
-    try:
-        if isinstance(medium, TarMember):
-            return _member_bytes(medium)
-        state = medium.stat()
-        if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_FILE_BYTES:
-            raise BadRow("unreadable file", f"{medium}: no plain file, or larger than {_MAX_FILE_BYTES} bytes")
-        return medium.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadRow("missing file", str(medium)) from None
-    except (OSError, ValueError) as error:
-        raise BadRow("unreadable file", f"{medium}: {error}") from error
-
-
-def _member_bytes(member: TarMember) -> bytes:
-    with member.tar.open("rb") as tar:
-        tar.seek(member.offset)
-        data = tar.read(member.size)
-    if zlib.crc32(data) != member.crc32:
-        raise BadRow("changed file", f"{member}: its bytes are not those that were there when the build began; run it again")
-    return data

@@ -17,25 +17,7 @@ from pydantic import ValidationError
 
 from clipscale.errors import ConfigError, DataError
 from clipscale.settings import Part, find_part, part_names
-
-
-@dataclass(frozen=True)
-class TarMember:
-    """A file inside a tar, found again by its place."""
-
-    tar: Path
-    name: str
-    offset: int
-    size: int
-    crc32: int
-    """Of its bytes, so that a tar changed in between is noticed."""
-
-    def __str__(self) -> str:
-        return f"{self.name} in {self.tar}"
-
-
-Medium = Path | bytes | TarMember
-"""Where an image or a recording lies, or its bytes."""
+from data_tools.media import Medium
 
 
 @dataclass(frozen=True)
@@ -51,6 +33,8 @@ class Row:
     """JSON values kept with the sample: label, intent, slots, speaker, transcript, licence, ..."""
     problem: str = ""
     """Why it cannot become a sample, as far as known already: 'reason: detail'; empty when nothing is wrong."""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the input's own columns hold, under their own names: for filters; not kept."""
 
 
 class Rows(Part):

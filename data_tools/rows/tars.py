@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from clipscale.data.foreign_tars import Contents, ForeignSample, Member, expand_braces, looks_whole, read_contents, read_foreign_tar
 from clipscale.errors import DataError
-from data_tools.rows import Row, Rows, TarMember
+from data_tools.media import TarMember
+from data_tools.rows import Row, Rows
 from data_tools.rows._media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, holds_tars, is_image, is_speech, is_tar, visible_files
 
 _MEDIA = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES | SPEECH_SUFFIXES)

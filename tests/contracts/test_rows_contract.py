@@ -12,7 +12,8 @@ import pytest
 
 from clipscale.errors import RequestError
 from clipscale.settings import find_part, part_names, part_summaries
-from data_tools.rows import Rows, TarMember, open_rows, rows_kind
+from data_tools.media import TarMember
+from data_tools.rows import Rows, open_rows, rows_kind
 
 NAMES = part_names(Rows.folder)
 

@@ -20,8 +20,9 @@ from clipscale.data.foreign_tars import Contents, ForeignSample, Header, expand_
 from clipscale.data.shards import Sample, open_dataset
 from clipscale.errors import ConfigError, DataError
 from data_tools.build import build
+from data_tools.media import TarMember
 from data_tools.packing import Packing
-from data_tools.rows import Row, TarMember, open_rows, rows_kind
+from data_tools.rows import Row, open_rows, rows_kind
 
 Members = Sequence[tuple[str, bytes]]
 
