@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 export PIP_NO_INPUT = 1
 
-.PHONY: help setup setup-test demo test lint types layers unit ranks end-to-end check bench docs clean
+.PHONY: help setup setup-test demo test lint types layers unit ranks end-to-end check bench soak docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ check: lint types ## the quick half of test
 
 bench: setup-test ## every benchmark at its smoke size
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --smoke || exit 1; done
+
+soak: setup-test ## 200 trials of ranks that are killed and changed: no sample lost, none twice; half an hour
+	$(BIN)/python benchmarks/order_trials.py --trials 200
 
 docs: setup-test ## write the generated pages afresh
 	$(BIN)/python docs/generate.py

@@ -123,24 +123,6 @@ def test_a_run_resumed_at_any_batch_sees_what_the_uninterrupted_one_saw(both: Pa
     assert [content(batch) for batch in batches(sources_of(both), 8 - start, start=start)] == uninterrupted[start:]
 
 
-def test_restarts_with_other_ranks_and_workers_change_nothing(both: Path) -> None:
-    """Random kills: at each restart another world and other workers; two epochs of both sources and more."""
-    rng = np.random.default_rng(0)
-    wanted = [content(batch) for batch in batches(sources_of(both), 10)]
-    for _ in range(6):
-        place = 0
-        while place < 10:
-            run = int(rng.integers(1, 5))
-            world, workers = int(rng.choice([1, 2, 4, 6])), int(rng.integers(0, 3))
-            ranks = [
-                batches(sources_of(both), run, start=place, rank=rank, world=world, workers=workers if rank == 0 else 0)
-                for rank in range(world)
-            ]
-            for number in range(min(run, 10 - place)):
-                assert [row for rank in ranks for row in content(rank[number])] == wanted[place + number]
-            place += run
-
-
 def test_the_cache_of_decoded_samples_changes_nothing(both: Path) -> None:
     for speech in (False, True):
         plain = [content(batch) for batch in batches(sources_of(both), 8, speech=speech)]
