@@ -26,7 +26,14 @@ INPUT is one of
 
 - a .csv or .tsv file with column names, or a .jsonl file; a row each
 
-- a captions .json in COCO format, several captions an image
+- parquet: a file, a folder of them, or a pattern in quotes; media in its cells ({bytes, path} too) or files that it names
+
+- a data set that Hugging Face's save_to_disk wrote: its folder
+
+- captions of images: COCO's .json, Karpathy's dataset_*.json, Flickr's token file
+
+- speech corpora: a .tsv of Common Voice, a folder of LibriSpeech, a .csv of Fluent Speech Commands, a .jsonl of SLURP, the folder
+of Google Speech Commands
 
 - webdataset tars, as img2dataset, open_clip or CLAP make them: a folder of them, one, or a pattern in quotes
 
@@ -43,10 +50,14 @@ Examples:
 
     clipscale-shards build 'tars/{00000..00009}.tar' shards/
 
+    clipscale-shards build 'data/train-*.parquet' shards/ --caption-column text
+
+    clipscale-shards build speech_commands_v0.02/ shards/ --split test
+
     clipscale-shards build commands.csv shards/ --speech-column path --caption-column transcription --slot-column action
 """
 
-_COLUMNS = "Tables and JSONL: which column holds what"
+_COLUMNS = "Tables, JSONL, parquet, corpora: which column holds what"
 _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
 
@@ -74,15 +85,15 @@ class CheckImages(Enum):
 
 
 def build(
-    input: Annotated[Path, typer.Argument(help="Folder, .csv, .tsv, .jsonl, COCO .json, or webdataset tars.", show_default=False)],
+    input: Annotated[Path, typer.Argument(help="A file, a folder, or a pattern in quotes: see above.", show_default=False)],
     output: Annotated[
         Path, typer.Argument(help="Folder for the data set; new, empty, or one that an interrupted build left.", show_default=False)
     ],
     image_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with image file names.", show_default="guessed")
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with images, or their file names.", show_default="guessed")
     ] = None,
     speech_column: Annotated[
-        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with sound file names.", show_default="guessed")
+        str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with recordings, or their file names.", show_default="guessed")
     ] = None,
     caption_column: Annotated[
         list[str] | None,
@@ -115,6 +126,20 @@ def build(
     speaker_column: Annotated[
         str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with who speaks.", show_default="guessed")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_COLUMNS,
+            help="Corpora and data sets with splits: which one to read (train, test, ...), or 'all'; needed when there are several.",
+            show_default="the only one",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_COLUMNS, help="Tables and JSONL: latin-1, cp1252, utf-16, ...", show_default="by its first bytes, else UTF-8"
+        ),
+    ] = None,
     captions_from: Annotated[
         CaptionsFrom | None,
         typer.Option(
@@ -140,7 +165,8 @@ def build(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="What INPUT is: folder, table, jsonl, coco, tars, or a Python module with a kind of your own.", show_default="guessed"
+            help="What INPUT is: folder, table, jsonl, parquet, tars, ... (a file of data_tools/rows), or a Python module of yours.",
+            show_default="guessed",
         ),
     ] = None,
     max_side: Annotated[
@@ -176,6 +202,8 @@ def build(
         "intent_column": intent_column,
         "slot_columns": tuple(slot_column or ()),
         "speaker_column": speaker_column,
+        "split": split,
+        "encoding": encoding,
         "captions_from": captions_from and captions_from.value,
         "caption_template": caption_template,
         "damaged_tars": damaged_tars and damaged_tars.value,

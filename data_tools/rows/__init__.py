@@ -42,6 +42,9 @@ class Rows(Part):
 
     folder: ClassVar[str] = "data_tools.rows"
 
+    general: ClassVar[bool] = False
+    """Whether this kind reads whatever no other kind recognises: it is asked last."""
+
     input: Path
     """The file or folder to read, or a pattern of file names."""
 
@@ -73,14 +76,15 @@ def rows_kind(path: Path) -> str:
     Raises:
         DataError: there is no such file or folder, or nothing recognises it.
     """
-    for name in part_names(Rows.folder):
-        if find_part(Rows, name).recognises(path):  # type: ignore[type-abstract]
+    kinds = {name: find_part(Rows, name) for name in part_names(Rows.folder)}  # type: ignore[type-abstract]
+    for name in sorted(kinds, key=lambda name: kinds[name].general):
+        if kinds[name].recognises(path):
             return name
     if not path.exists():
         raise DataError(f"input {path}: there is no such file or folder")
     raise DataError(
-        f"input {path}: not an input that can be read; give a folder of images or recordings, a .csv, .tsv or .jsonl file, "
-        f"a .json file in COCO format, or webdataset tars"
+        f"input {path}: not an input that can be read; give a folder of images or recordings, a .csv, .tsv, .jsonl or .parquet "
+        f"file, a .json file in COCO format, a data set that Hugging Face saved, a speech corpus, or webdataset tars"
     )
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from clipscale.errors import ConfigError, DataError
 from clipscale.settings import did_you_mean
+from data_tools.media import Medium, StoredMedium
 from data_tools.rows import Row, Rows
 from data_tools.rows._media import is_image, is_speech, locate
 
@@ -24,7 +25,7 @@ _CAPTION_NAMES = (
     r"captions?([ _-]?\d+)?|caption[ _-]?(text|\w\w)",
     r"(raw_?)?texts?",
     r"sentences?|transcripts?|transcriptions?|utterances?|normali[sz]ed_?(text|transcript)",
-    r"alt([ _-]?text)?|titles?|descriptions?|prompts?|comments?",
+    r"raw|alt([ _-]?text)?|titles?|descriptions?|prompts?|comments?",
 )
 """Names of caption columns, best first; all columns that fit the first pattern that fits any are captions."""
 _FIELD_NAMES = {
@@ -63,6 +64,9 @@ class Columns:
 class ColumnRows(Rows):
     """Lines of named values."""
 
+    known_columns: ClassVar[Columns | None] = None
+    """What the columns hold, in kinds that know; None where it must be guessed."""
+
     image_column: str | None = None
     """Column with the image's file name; guessed from values ending in .jpg, .png, ... when not given."""
     speech_column: str | None = None
@@ -84,6 +88,10 @@ class ColumnRows(Rows):
     def lines(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """Line number and values, or what is wrong with the line; blank lines are left out."""
 
+    def media_in_cells(self) -> dict[str, str]:
+        """Columns whose values are media themselves, not names of files: 'image' or 'speech' of each."""
+        return {}
+
     def guesses(self) -> list[str]:
         head = self._head()
         columns = self._columns(head)
@@ -95,7 +103,7 @@ class ColumnRows(Rows):
                 f"say where they lie with --images-folder"
             )
         together = "lines that follow each other with the same file: one sample, several captions"
-        return [*columns.lines(), f"files: relative to {folder}", together]
+        return [*columns.lines(), *([f"files: relative to {folder}"] if names else []), together]
 
     def read(self) -> Iterator[Row]:
         head = self._head()
@@ -104,15 +112,21 @@ class ColumnRows(Rows):
         yield from _joined(self._row(number, values, columns, folder) for number, values in self.lines())
 
     def _head(self) -> list[dict[str, Any]]:
-        head = [values for _, values in islice(self.lines(), _HEAD) if isinstance(values, dict)]
+        lines = list(islice(self.lines(), _HEAD))
+        head = [values for _, values in lines if isinstance(values, dict)]
+        wrong = next(((number, values) for number, values in lines if isinstance(values, str)), None)
+        if wrong and wrong[1].startswith("not text"):
+            raise DataError(f"input {self.input}, line {wrong[0]}: {wrong[1]}; say which with --encoding, or mend the line")
         if not head:
-            raise DataError(f"input {self.input}: it holds no rows")
+            raise DataError(f"input {self.input}: " + (f"line {wrong[0]}: {wrong[1]}" if wrong else "it holds no rows"))
         return head
 
     def _columns(self, head: Sequence[dict[str, Any]]) -> Columns:
         """Which column holds what; a ConfigError or DataError when one that is needed does not exist."""
         names = list(dict.fromkeys(name for values in head for name in values))
         self._check_names(names)
+        if self.known_columns is not None:
+            return self.known_columns
         image, speech = self._media_columns(names, head)
         fields = {field: getattr(self, f"{field}_column") or _named(names, pattern) for field, pattern in _FIELD_NAMES.items()}
         captions = self.caption_columns or self._guess_captions(names, {image, speech})
@@ -128,7 +142,8 @@ class ColumnRows(Rows):
                 raise DataError(f"folder {self.media_folder} for the files that {self.input.name} names: there is no such folder")
             return folder
         names = _file_names(columns, head)
-        return next((folder for folder in (here, *_folders_in(here)) if any(locate(name, folder).is_file() for name in names)), here)
+        near = (here, here.absolute().parent, *_folders_in(here))
+        return next((folder for folder in near if any(locate(name, folder).is_file() for name in names)), here)
 
     def _check_names(self, names: Sequence[str]) -> None:
         asked = (self.image_column, self.speech_column, *self.caption_columns, self.label_column, self.intent_column, self.speaker_column)
@@ -141,8 +156,9 @@ class ColumnRows(Rows):
     def _media_columns(self, names: Sequence[str], head: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None]:
         if self.image_column or self.speech_column:
             return self.image_column, self.speech_column
-        image = next((name for name in names if _mostly(is_image, name, head)), None)
-        speech = next((name for name in names if _mostly(is_speech, name, head)), None)
+        cells = self.media_in_cells()
+        image = next((name for name in names if cells.get(name) == "image" or _mostly(is_image, name, head)), None)
+        speech = next((name for name in names if cells.get(name) == "speech" or _mostly(is_speech, name, head)), None)
         if image is None and speech is None:
             raise DataError(
                 f"input {self.input}: no column holds names of image or sound files (.jpg, .wav, ...) in its first {len(head)} rows; "
@@ -165,9 +181,13 @@ class ColumnRows(Rows):
         image, speech = (_media(values, column, folder) for column in (columns.image, columns.speech))
         problem = next((f"not a local file: {media}" for media in (image, speech) if isinstance(media, str)), "")
         if problem:
-            return Row(name, problem=problem)
+            return Row(name, problem=problem, columns=values)
         captions = tuple(caption for column in columns.captions for caption in _texts(values.get(column)))
-        return Row(name, image, speech, captions, _record(values, columns))  # type: ignore[arg-type]
+        return Row(name, image, speech, captions, self.record(values, columns), columns=values)  # type: ignore[arg-type]
+
+    def record(self, values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+        """What is kept beside the captions: every other column under its name, and the known fields under theirs."""
+        return _record(values, columns)
 
 
 def _named(names: Sequence[str], pattern: str) -> str | None:
@@ -175,13 +195,15 @@ def _named(names: Sequence[str], pattern: str) -> str | None:
 
 
 def _mostly(test: Any, name: str, head: Sequence[Mapping[str, Any]]) -> bool:
-    values = [values[name] for values in head if values.get(name)]
+    values = [values[name] for values in head if isinstance(values.get(name), str) and values[name]]
     return bool(values) and sum(map(test, values)) * 2 > len(values)
 
 
-def _media(values: Mapping[str, Any], column: str | None, folder: Path) -> Path | str | None:
-    """The file; or the text that is none; or None when the cell is empty."""
+def _media(values: Mapping[str, Any], column: str | None, folder: Path) -> Medium | str | None:
+    """The medium; or the text that names no file; or None when the cell is empty."""
     name = values.get(column) if column else None
+    if isinstance(name, StoredMedium):
+        return name
     if name is None or name == "":
         return None
     if not isinstance(name, str) or re.match(r"[a-z0-9+]{2,}://|data:", name, re.IGNORECASE) or "\0" in name:
@@ -206,16 +228,30 @@ def _texts(value: Any) -> list[str]:
     """The captions in a cell: a text, a number, or a list of them."""
     if isinstance(value, list):
         return [text for item in value for text in _texts(item)]
-    if value is None or isinstance(value, dict):
+    if isinstance(value, dict) and isinstance(value.get("raw"), str):
+        return [value["raw"]]
+    if value is None or isinstance(value, dict | StoredMedium):
         return []
-    return [str(value)]
+    return _listed(value) if isinstance(value, str) and value.startswith('["') else [str(value)]
+
+
+def _listed(text: str) -> list[str]:
+    """The captions of a cell that holds a JSON list of them."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    return _texts(items) if all(isinstance(item, str) for item in items) else [text]
 
 
 def _record(values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """What is kept beside the captions: every other column under its name, and the known fields under theirs."""
     used = {columns.image, columns.speech, columns.label, columns.intent, columns.speaker, *columns.slots}
     used |= {name for name in columns.captions if name != "transcript"}
-    record = {name: value for name, value in values.items() if name not in used and value not in (None, "")}
+    record = {
+        name: value
+        for name, value in values.items()
+        if name not in used and value not in (None, "") and not isinstance(value, StoredMedium)
+    }
     for field in _FIELD_NAMES:
         value = values.get(getattr(columns, field) or "")
         if value not in (None, ""):

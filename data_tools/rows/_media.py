@@ -60,6 +60,18 @@ def walk_visible(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(place), sorted(name for name in names if not name.startswith("."))
 
 
+def folders_in(root: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones, in the order of names.
+
+    Raises:
+        DataError: it is no folder, or cannot be listed.
+    """
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"input {root}: cannot be listed: {error}") from error
+
+
 def _suffix(name: str) -> str:
     _, dot, end = name.rpartition(".")
     return (dot + end).strip().lower() if dot else ""

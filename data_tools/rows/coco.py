@@ -29,7 +29,7 @@ class Coco(Rows):
             return False
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-        return head.lstrip().startswith(b"{") and (b'"images"' in head or b'"annotations"' in head)
+        return head.lstrip().startswith(b"{") and (b'"images"' in head or b'"annotations"' in head) and b'"sentids"' not in head
 
     def guesses(self) -> list[str]:
         images, captions = self._load()

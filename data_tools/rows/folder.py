@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from clipscale.errors import ConfigError, DataError
 from data_tools.rows import Row, Rows
@@ -23,6 +23,8 @@ _HEAD = 2_000  # files looked at before guessing
 
 class Folder(Rows):
     """A folder of media, read recursively in the order of names; hidden files are left out."""
+
+    general: ClassVar[bool] = True
 
     captions_from: Literal["auto", "files", "folders"] = "auto"
     """`files`: the .txt (or .json) beside each file; `folders`: the name of the folder it lies in."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from clipscale.errors import DataError
 from data_tools.rows._columns import ColumnRows
+from data_tools.rows._text import open_text, undecodable
 
 _HEAD = 1 << 20
 
@@ -19,12 +20,17 @@ _HEAD = 1 << 20
 class Jsonl(ColumnRows):
     """A file with a JSON object a line."""
 
+    general: ClassVar[bool] = True
+
+    encoding: str | None = None
+    """How the text is encoded; when not said, as its byte order mark says, else UTF-8."""
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         return path.is_file() and (path.suffix.lower() in (".jsonl", ".ndjson", ".manifest") or _holds_objects(path))
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        with self.input.open(encoding="utf-8-sig") as file:
+        with open_text(self.input, self.encoding) as file:
             try:
                 if _is_list(file.read(_HEAD)):
                     yield from self._list()
@@ -32,14 +38,15 @@ class Jsonl(ColumnRows):
                 file.seek(0)
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield number, _values(line)
-            except UnicodeDecodeError as error:
-                raise DataError(f"input {self.input}: not UTF-8 ({error}); convert it with iconv") from error
+                        yield number, undecodable(line) or json_object(line)
+            except UnicodeError as error:
+                raise DataError(f"input {self.input}: not text in the encoding that its first bytes promise ({error})") from error
 
     def _list(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         """Items of a file that is one JSON list, counted from 1."""
         try:
-            items = json.loads(self.input.read_text("utf-8-sig"), parse_constant=lambda _: None)
+            with open_text(self.input, self.encoding) as file:
+                items = json.loads(file.read(), parse_constant=lambda _: None)
         except (ValueError, RecursionError) as error:
             raise DataError(f"input {self.input}: it cannot be read as JSON ({error})") from error
         for number, item in enumerate(items, start=1):
@@ -54,13 +61,14 @@ def _holds_objects(path: Path) -> bool:
     """Whether a .json file is a list, or holds an object on its first line already, as NeMo's manifests do."""
     if path.suffix.lower() != ".json":
         return False
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with open_text(path) as file:
         first = file.readline(_HEAD)
         more = file.readline(_HEAD)
-    return _is_list(first + more) or (isinstance(_values(first), dict) and isinstance(_values(more), dict))
+    return _is_list(first + more) or (isinstance(json_object(first), dict) and isinstance(json_object(more), dict))
 
 
-def _values(line: str) -> dict[str, Any] | str:
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object that a line holds, or what is wrong with the line; values that are not numbers become None."""
     try:
         values = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """Table: a csv or tsv file with a line of column names, a sample a line.
 
-The separator is the one of comma, semicolon, tab and bar that the first line holds most of. Text must be UTF-8.
+The separator is the one of comma, semicolon, tab and bar that the first line holds most of.
 """
 
 from __future__ import annotations
@@ -8,15 +8,23 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from clipscale.errors import DataError
 from data_tools.rows._columns import ColumnRows
 from data_tools.rows._media import is_image, is_speech
+from data_tools.rows._text import open_text, undecodable
 
 
 class Table(ColumnRows):
     """A csv or tsv file."""
+
+    general: ClassVar[bool] = True
+    quoting: ClassVar[Literal[0, 3]] = csv.QUOTE_MINIMAL
+    """Whether quotes around a cell belong to it."""
+
+    encoding: str | None = None
+    """How the text is encoded; when not said, as its byte order mark says, else UTF-8."""
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -24,19 +32,18 @@ class Table(ColumnRows):
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any] | str]]:
         csv.field_size_limit(1 << 24)
-        with self.input.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(self.input, self.encoding) as file:
             try:
                 first = file.readline()
                 file.seek(0)
-                reader = csv.reader(file, delimiter=_separator(first, self.input), skipinitialspace=True)
+                separator = _separator(first, self.input)
+                reader = csv.reader(file, delimiter=separator, skipinitialspace=separator != "\t", quoting=self.quoting)
                 names = self._names(next(reader, []))
                 for cells in reader:
                     if any(cell.strip() for cell in cells):
-                        yield reader.line_num, _values(names, cells)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"input {self.input}: not UTF-8 ({error}); convert it, for instance: iconv -f latin1 -t utf-8 {self.input.name}"
-                ) from error
+                        yield reader.line_num, undecodable("".join(cells)) or _values(names, cells)
+            except UnicodeError as error:
+                raise DataError(f"input {self.input}: not text in the encoding that its first bytes promise ({error})") from error
             except csv.Error as error:
                 raise DataError(f"input {self.input}, near line {reader.line_num}: {error}") from error
 
@@ -53,6 +60,18 @@ class Table(ColumnRows):
         if twice:
             raise DataError(f"input {self.input}: column '{twice[0]}' comes twice in its first line")
         return names
+
+
+def column_names(path: Path) -> set[str]:
+    """The column names in a table's first line, for kinds of tables that are told by them; empty when there are none."""
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".tsv"):
+        return set()
+    try:
+        with open_text(path) as file:
+            first = file.readline(1 << 16)
+    except (OSError, UnicodeError):
+        return set()
+    return {name.strip().strip('"') for name in first.strip("\r\n").split(_separator(first, path))}
 
 
 def _separator(first: str, path: Path) -> str:

@@ -148,7 +148,12 @@ def test_lines_that_follow_each_other_with_the_same_file_become_one_sample(tmp_p
         ("file,caption\n1.jpg,a dog\n", {"caption_columns": ("captoin",)}, ConfigError, "did you mean 'caption'"),
         ("file,size\n1.jpg,9\n", {}, DataError, "no column looks like captions"),
         ("id,caption\n1,a dog\n", {}, DataError, "no column holds names of image or sound files"),
-        ("file,caption\n1.jpg,caf\xe9\n".encode("latin1"), {}, DataError, "not UTF-8"),
+        (
+            "file,caption\n1.jpg,caf\xe9\n".encode("latin1"),
+            {},
+            DataError,
+            "line 2: not text in the file's encoding: byte 0xe9 after '1.jpgcaf'",
+        ),
         ("file,caption\n1.jpg,a dog\n", {"media_folder": Path("nowhere")}, DataError, "no such folder"),
     ],
 )
