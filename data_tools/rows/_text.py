@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from clipscale.errors import ConfigError
 
@@ -39,3 +40,12 @@ def undecodable(text: str) -> str:
         return ""
     before = text[max(0, escaped.start() - 20) : escaped.start()]
     return f"not text in the file's encoding: byte 0x{ord(escaped[0]) - 0xDC00:02x} after '{_ESCAPED.sub('?', before)}'"
+
+
+def json_object(line: str) -> dict[str, Any] | str:
+    """The object that a line holds, or what is wrong with the line; values that are not numbers become None."""
+    try:
+        values = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return values if isinstance(values, dict) else f"a JSON {type(values).__name__}, not an object"

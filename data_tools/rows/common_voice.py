@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from data_tools.rows._columns import Columns
-from data_tools.rows.table import Table, column_names
+from data_tools.rows._tables import TableRows, column_names
 
 
-class CommonVoice(Table):
+class CommonVoice(TableRows):
     """A tsv of Common Voice; quotes in it are part of the sentences."""
 
-    general: ClassVar[bool] = False
     quoting: ClassVar[Literal[0, 3]] = csv.QUOTE_NONE
     known_columns: ClassVar[Columns | None] = Columns(None, "path", ("sentence",), None, None, "client_id", ())
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_tools.rows._columns import Columns
-from data_tools.rows.table import Table, column_names
+from data_tools.rows._tables import TableRows, column_names
 
 _SLOTS = ("action", "object", "location")
 
 
-class FluentSpeechCommands(Table):
+class FluentSpeechCommands(TableRows):
     """A table of Fluent Speech Commands; its recordings are named from the folder above it."""
 
-    general: ClassVar[bool] = False
     known_columns: ClassVar[Columns | None] = Columns(None, "path", ("transcription",), None, None, "speakerId", _SLOTS)
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from clipscale.errors import DataError
 from data_tools.rows._columns import ColumnRows
-from data_tools.rows._text import open_text, undecodable
+from data_tools.rows._text import json_object, open_text, undecodable
 
 _HEAD = 1 << 20
 
@@ -65,12 +65,3 @@ def _holds_objects(path: Path) -> bool:
         first = file.readline(_HEAD)
         more = file.readline(_HEAD)
     return _is_list(first + more) or (isinstance(json_object(first), dict) and isinstance(json_object(more), dict))
-
-
-def json_object(line: str) -> dict[str, Any] | str:
-    """The object that a line holds, or what is wrong with the line; values that are not numbers become None."""
-    try:
-        values = json.loads(line, parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return values if isinstance(values, dict) else f"a JSON {type(values).__name__}, not an object"

@@ -13,8 +13,7 @@ from typing import Any
 
 from clipscale.errors import DataError
 from data_tools.rows import Row, Rows
-from data_tools.rows._text import open_text, undecodable
-from data_tools.rows.jsonl import json_object
+from data_tools.rows._text import json_object, open_text, undecodable
 
 _HEAD = 100
 _FOLDERS = (".", "slurp_real", "slurp_synth", "audio", "audio/slurp_real", "audio/slurp_synth")
