@@ -109,7 +109,7 @@ def test_files_are_found_beside_a_table_or_in_a_folder_near_it(tmp_path: Path, p
 
 
 def test_a_table_of_files_that_are_nowhere_says_where_it_looked(tmp_path: Path) -> None:
-    table = write(tmp_path / "captions.csv", "file,caption\n1.jpg,one\n")
+    table = write(tmp_path / "alone" / "captions.csv", "file,caption\n1.jpg,one\n")
     with pytest.raises(DataError, match=r"for instance .*/1\.jpg; say where they lie with --images-folder"):
         open_rows(table).guesses()
 
