@@ -189,7 +189,7 @@ class Ranks:
         process = os.fork()
         if process:
             return process
-        os.setsid()
+        os.setpgid(0, 0)
         try:
             self._consume(rank, workers)
         except BaseException:
@@ -227,7 +227,7 @@ class Ranks:
         time.sleep(delay_s)
         for process in self.processes:
             if process in waiting:
-                os.killpg(process, signal.SIGKILL)
+                _kill_group(process)
         for process in waiting:
             os.waitpid(process, 0)
 
@@ -244,6 +244,14 @@ class Ranks:
             lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last one was cut, or is empty
             logs.append({number: [tuple(row) for row in rows] for number, rows in map(json.loads, lines)})
         return logs
+
+
+def _kill_group(process: int) -> None:
+    """SIGKILL for a rank and its workers; a rank that has not come so far as to have a group is killed alone."""
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(process, signal.SIGKILL)
 
 
 # --- the count --------------------------------------------------------------------------------------------------------

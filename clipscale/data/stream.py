@@ -6,9 +6,11 @@ batch numbers in turn and hands them over in order. Where a run stands is the nu
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,9 +168,14 @@ class TrainingStream(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._batches is None:  # now, and not before: this starts the workers
             self._batches = iter(self._loader)
+            atexit.register(_end_workers, weakref.ref(self))
         batch = next(self._batches)
         self.taken += 1
         return batch
+
+    def close(self) -> None:
+        """End the workers; a stream that nothing refers to any more does it by itself."""
+        self._batches = None
 
     def state(self) -> dict[str, Any]:
         """Where it stands, for the checkpoint."""
@@ -177,6 +184,12 @@ class TrainingStream(Iterator[Batch]):
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through by the batches taken."""
         return self.order.epochs(self.taken)
+
+
+def _end_workers(stream: weakref.ref[TrainingStream]) -> None:
+    """At the interpreter's end, before multiprocessing would wait for workers that its SIGTERM does not end."""
+    if (open_stream := stream()) is not None:
+        open_stream.close()
 
 
 class _From(Sampler[int]):
