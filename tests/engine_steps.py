@@ -24,6 +24,26 @@ from clipscale.towers import Tower
 ARCHITECTURES = [Path(__file__).parent / "architectures", Path(__file__).parent / "contracts" / "towers" / "architectures"]
 TEXT = {"name": "open_clip_text", "architecture": "small-vit"}
 VIT = {"image": {"name": "open_clip_image", "architecture": "small-vit", "patch_dropout": 0.3}, "text": TEXT}
+CONVNEXT = {"image": {"name": "open_clip_image", "architecture": "tiny-convnext", "image_size": 32}, "text": TEXT}
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "num_mel_bins": 16,
+    "max_source_positions": 100,
+    "vocab_size": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+    "dropout": 0.1,
+}
+SPEECH = {"speech": {"name": "hf_speech", "max_seconds": 0.5, "config": WHISPER}, "text": TEXT}
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,10 @@ def feed(spec: Input, rows: int, draw: torch.Generator) -> dict[str, Tensor]:
     """Random inputs as a tower wants them."""
     if isinstance(spec, ImageInput):
         return {"pixels": torch.randn(rows, 3, spec.size, spec.size, generator=draw)}
+    if isinstance(spec, SpeechInput) and spec.features == "waveform":
+        samples = int(spec.max_seconds * spec.sample_rate)
+        length = torch.randint(samples // 2, samples + 1, (rows,), generator=draw)
+        return {"waveform": torch.randn(rows, samples, generator=draw), "length": length}
     if isinstance(spec, SpeechInput):
         frames = int(spec.max_seconds * spec.sample_rate) // spec.hop
         length = torch.randint(frames // 2, frames + 1, (rows,), generator=draw)

@@ -20,7 +20,7 @@ from torch.utils._pytree import register_dataclass
 from clipscale.engines import Engine, Trainable
 from clipscale.engines._replicated import Replica
 from clipscale.engines._sharded import Shards, temperatures
-from clipscale.errors import ConfigError
+from clipscale.errors import ConfigError, RequestError
 from clipscale.model import Encoders, KindOutput
 from clipscale.optim import Optimizer
 from clipscale.parallel.mesh import Mesh
@@ -33,6 +33,8 @@ class Fsdp2(Engine):
 
     shard_ranks: int | None = Field(default=None, gt=0)
     """Ranks that share one copy of the model (HSDP): the GPUs of a node, say; further copies only sum gradients. None: all ranks."""
+    tensor_ranks: int = Field(default=1, gt=0)
+    """Neighbouring ranks that share every block's heads and hidden units (tensor parallel); they see the same rows of a batch."""
     gathered: Literal["step", "block"] = "step"
     """How long gathered weights stay. `step`: from first use to last, and gradients are added up whole and cut once: micro-batches cost no
     further communication. `block`: for one pass of one block: least memory, but every micro-batch gathers and cuts again."""
@@ -40,18 +42,39 @@ class Fsdp2(Engine):
     """Keep each rank's parts and optimizer state in the CPU's memory, and step there."""
 
     def check_world(self, world: int) -> None:
-        """Parts and copies must multiply to the ranks."""
-        if world == 1 and (self.cpu_offload or self.shard_ranks not in (None, 1)):
-            raise ConfigError("engine 'fsdp2' on one rank cuts nothing: cpu_offload and shard_ranks need several ranks")
-        shard_ranks = self.shard_ranks or world
-        if world % shard_ranks:
-            fitting = ", ".join(str(count) for count in range(1, world + 1) if world % count == 0)
-            raise ConfigError(f"engine.shard_ranks {shard_ranks} does not divide the {world} ranks; these do: {fitting}")
+        """Tensor ranks, parts and copies must multiply to the ranks."""
+        if world == 1 and (self.cpu_offload or self.tensor_ranks > 1 or self.shard_ranks not in (None, 1)):
+            raise ConfigError("engine 'fsdp2' on 1 rank cuts nothing: cpu_offload, tensor_ranks and shard_ranks need several ranks")
+        if world % self.tensor_ranks:
+            raise ConfigError(f"engine.tensor_ranks {self.tensor_ranks} does not divide the {world} ranks; these do: {divisors(world)}")
+        data_ranks = self.data_ranks(world)
+        if data_ranks % (self.shard_ranks or 1):
+            of = f"{data_ranks} data ranks ({world} ranks, {self.tensor_ranks} of them to a data rank)"
+            raise ConfigError(f"engine.shard_ranks {self.shard_ranks} does not divide the {of}; these do: {divisors(data_ranks)}")
+
+    def data_ranks(self, world: int) -> int:
+        """A data rank is a group of tensor ranks."""
+        return world // self.tensor_ranks
+
+    def data_mesh(self, mesh: Mesh) -> Mesh:
+        """The ranks at this rank's place in every group of tensor ranks."""
+        return mesh if self.tensor_ranks == 1 else mesh.across(self.data_ranks(mesh.world))
 
     def build(self, make: Callable[[], Encoders], mesh: Mesh) -> Encoders:
         """The model on rank 0; on the others its names and shapes."""
         with nullcontext() if mesh.is_main else torch.device("meta"):
             return make()
+
+    def check_model(self, model: Encoders, *, world: int) -> None:  # noqa: ARG002
+        """Every tower's blocks must be known, and divide over the tensor ranks."""
+        mistakes = []
+        for modality in model.modalities if self.tensor_ranks > 1 else []:
+            try:
+                model.tower(modality).check_tensor_ranks(self.tensor_ranks)
+            except RequestError as error:
+                mistakes.append(f"engine.tensor_ranks {self.tensor_ranks} does not suit the {modality} tower: {error}")
+        if mistakes:
+            raise ConfigError("; ".join(mistakes))
 
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:  # noqa: ARG002
         """The model in parts, filled from rank 0."""
@@ -59,18 +82,20 @@ class Fsdp2(Engine):
             return Replica(model.to(mesh.device), optimizer, mesh.device, precision=precision)
         tensors = _tensors(model) if mesh.is_main else {}
         model.to("meta")
-        self._shard(model, self._data_axes(mesh), precision)
+        axes = self._axes(mesh)
+        row_orders = _cut(model, axes["tensor"]) if self.tensor_ranks > 1 else {}
+        self._shard(model, axes["parts"] if axes["copies"].size() == 1 else axes["copies", "parts"], precision)
         model.to_empty(device="cpu" if self.cpu_offload else mesh.device)
         fused = mesh.device.type == "cuda" and not self.cpu_offload
-        shards = _Fsdp2(model, optimizer, mesh, self.data_mesh(mesh), row_orders={}, fused=fused)
+        shards = _Fsdp2(model, optimizer, mesh, self.data_mesh(mesh), row_orders=row_orders, fused=fused)
         shards.gathered = self.gathered
         _fill(shards, tensors, mesh)
         return shards
 
-    def _data_axes(self, mesh: Mesh) -> DeviceMesh:
-        shard_ranks = self.shard_ranks or mesh.world
-        axes = mesh.device_mesh({"copies": mesh.world // shard_ranks, "parts": shard_ranks})
-        return axes["parts"] if shard_ranks == mesh.world else axes["copies", "parts"]
+    def _axes(self, mesh: Mesh) -> DeviceMesh:
+        data_ranks = self.data_ranks(mesh.world)
+        parts = self.shard_ranks or data_ranks
+        return mesh.device_mesh({"copies": data_ranks // parts, "parts": parts, "tensor": self.tensor_ranks})
 
     def _shard(self, model: Encoders, axes: DeviceMesh, precision: str) -> None:
         """Cut every block, then what is left of every tower, then the rest; temperatures stay whole."""
@@ -89,6 +114,15 @@ class Fsdp2(Engine):
             if isinstance(module, FSDPModule):  # sums, not means: the exact loss already is the mean over all ranks
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def divisors(count: int) -> str:
+    """Numbers of ranks that fit, for messages."""
+    return ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
+
+
+def _cut(model: Encoders, axis: DeviceMesh) -> dict[str, Tensor]:
+    return {f"towers.{name}.{path}": order for name in model.modalities for path, order in model.tower(name).cut(axis).items()}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

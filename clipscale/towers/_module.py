@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from clipscale.errors import RequestError
 from clipscale.inputs import Input
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from clipscale.towers._tensor_parallel import Split
 
 
 class TowerModule(nn.Module):
@@ -32,6 +38,36 @@ class TowerModule(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Prepared inputs of b samples to features [b, embed_dim], not normalised."""
         raise NotImplementedError
+
+    def splits(self, block: nn.Module) -> Sequence[Split]:
+        """Which layers of a block tensor ranks can share; none: the block stays whole on every rank."""
+        from clipscale.towers._tensor_parallel import known_splits  # knows open_clip, which takes seconds to import
+
+        return known_splits(block)
+
+    def check_tensor_ranks(self, ranks: int) -> None:
+        """Refuse a number of tensor ranks that the blocks cannot be cut into.
+
+        Raises:
+            RequestError: says what there is to cut, and how many ranks would fit.
+        """
+        from clipscale.towers._tensor_parallel import check_splits
+
+        blocks = self.blocks()
+        check_splits(blocks, [self.splits(block) for block in blocks], ranks=ranks)
+
+    def cut(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """Cut the blocks over the tensor ranks of `mesh`, in place; before `recompute`, sharding and compilation.
+
+        Returns:
+            For parameters whose rows are no longer in order: which row of the whole one each row is, by parameter name.
+        """
+        from clipscale.towers._tensor_parallel import cut_block
+
+        names = {module: name for name, module in self.named_modules()}
+        return {
+            f"{names[block]}.{path}": order for block in self.blocks() for path, order in cut_block(block, self.splits(block), mesh).items()
+        }
 
     def lock(self, *, unlocked_blocks: int) -> None:
         """Train nothing, or only the last blocks and what stands after them.

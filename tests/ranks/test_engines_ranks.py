@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_steps import TEXT, Steps, Trained, largest_difference, plain_steps, train_steps
+from engine_steps import CONVNEXT, SPEECH, Steps, Trained, largest_difference, plain_steps, train_steps
 
 from clipscale.engines import Engine
 from clipscale.parallel.mesh import Mesh
@@ -20,10 +20,15 @@ CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"name": "fsdp2"}, {"micro_batch": 2}),
     (2, {"name": "fsdp2", "gathered": "block"}, {"micro_batch": 5, "recompute": True}),
     (2, {"name": "fsdp2", "cpu_offload": True}, {"micro_batch": 2, "clip_norm": None}),
-    (3, {"name": "fsdp2"}, {"towers": {"image": {"name": "open_clip_image", "architecture": "tiny-convnext"}, "text": TEXT}, "batch": 2}),
+    (3, {"name": "fsdp2"}, {"towers": CONVNEXT, "batch": 2, "steps": 1}),
     (4, {"name": "fsdp2", "shard_ranks": 2}, {"micro_batch": 2}),
     (4, {"name": "fsdp2", "shard_ranks": 2, "gathered": "block"}, {"micro_batch": 5}),
+    (2, {"name": "fsdp2", "tensor_ranks": 2}, {"micro_batch": 2, "recompute": True}),
+    (4, {"name": "fsdp2", "tensor_ranks": 2}, {"micro_batch": 5}),
+    (4, {"name": "fsdp2", "tensor_ranks": 2, "shard_ranks": 1, "gathered": "block"}, {"towers": SPEECH, "micro_batch": 2}),
+    (2, {"name": "fsdp2"}, {"towers": SPEECH}),
 ]
+"""(ranks, engine, what differs from Steps). Dropout is always on: of patches in the ViT, of activations in the speech tower."""
 
 
 def label(value: Any) -> str:
