@@ -3,7 +3,7 @@
 ```text
 OUTPUT/
   000000.tar 000000.parquet ...   the shards (clipscale/data/shards.py says what is in them)
-  index.parquet  sizes.json       written when all shards stand: their presence means that the data set is whole
+  index.parquet  sizes.json  index.sha256   written when all shards stand: their presence means that the data set is whole
   failures.jsonl                  rows that did not become samples, and why; absent when there are none
   build.json                      what was built from what, and how
   .build/                         the plan and the state of the jobs; removed at the end
@@ -35,7 +35,7 @@ from data_tools.pool import Progress, run_all, usable_cores
 from data_tools.rows import Row, Rows
 from data_tools.shard_job import Failure, ShardJob, ShardResult, build_shard, read_failures, write_lines
 
-_OURS = re.compile(r"\d{6}\.(tar|parquet)|index\.parquet|sizes\.json|failures\.jsonl|build\.json|\.build|\..+\.tmp-\d+")
+_OURS = re.compile(r"\d{6}\.(tar|parquet)|index\.(parquet|sha256)|sizes\.json|failures\.jsonl|build\.json|\.build|\..+\.tmp-\d+")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,21 @@ def _pack(data: bytes, packing: Packing) -> bytes:
     return data
 
 
+def check_image(data: bytes) -> None:
+    """Decode a stored image: jpg, png or webp.
+
+    Raises:
+        BadRow: it cannot be decoded, or is cut off.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            suffix, _ = image_suffix(data), image_size(data)
+            _check_decodes(data, suffix, Image.open(io.BytesIO(data), formats=_STORED_FORMATS))
+    except (ShardError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise BadRow("unreadable image", str(error)) from error
+
+
 def _turn(header: ImageFile) -> Image.Transpose | None:
     """What turns the image upright; None when it is."""
     if header.format == "PNG" and "exif" not in header.info:

@@ -36,6 +36,22 @@ def pack_speech(data: bytes, packing: Packing) -> bytes:
     return data if kept else _encode(samples)
 
 
+def check_recording(data: bytes) -> None:
+    """Decode a stored recording, a second at a time.
+
+    Raises:
+        BadRow: it cannot be decoded, or is cut off.
+    """
+    _check_end(data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            heard = sum(len(block) for block in file.blocks(max(1, file.samplerate), dtype="float32"))
+            if heard != file.frames:
+                raise BadRow("unreadable recording", f"it is cut off: its header promises {file.frames} frames, it holds {heard}")
+    except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
+        raise BadRow("unreadable recording", _reason(error)) from error
+
+
 def _reason(error: Exception) -> str:
     return str(error).replace("Error opening <_io.BytesIO object", "Error opening the file").partition(" at 0x")[0]
 

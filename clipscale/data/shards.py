@@ -6,6 +6,7 @@ DATASET/
   000000.parquet   the sidecar: one row a sample, see tables.SIDECAR; written last, so a shard is whole when it has one
   index.parquet    one row a shard, see tables.INDEX
   sizes.json       {"000000.tar": samples}, as open_clip and CLAP read it
+  index.sha256     checksums of these two, as sha256sum writes them
 ```
 
 The same samples always give the same bytes. `KEY.txt` is the first caption; `KEY.json` holds all `captions` and
@@ -15,12 +16,14 @@ whatever else is known (label, intent, slots, speaker, transcript, ...). Nothing
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -186,13 +189,19 @@ def finished_shard(folder: Path, shard: str, *, plan: str) -> ShardInfo | None:
 
 
 def write_index(folder: Path, shards: Sequence[ShardInfo], *, about: Mapping[str, str] | None = None) -> None:
-    """Write `index.parquet` and `sizes.json` over whole shards; `about` is kept in the index's metadata."""
+    """Write `index.parquet`, `sizes.json` and their checksums over whole shards; `about` is kept in the index's metadata."""
     table = pyarrow.Table.from_pylist([vars(shard) for shard in shards], schema=INDEX.with_metadata(dict(about or {})))
-    _write_whole(
-        folder / "sizes.json",
-        lambda path: path.write_text(json.dumps({f"{shard.shard}.tar": shard.samples for shard in shards}, indent=1) + "\n"),
-    )
-    write_parquet(folder / "index.parquet", table)
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table, stream, compression="zstd")
+    sizes = json.dumps({f"{shard.shard}.tar": shard.samples for shard in shards}, indent=1) + "\n"
+    files = {"index.parquet": stream.getvalue(), "sizes.json": sizes.encode()}
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    for name, data in (("sizes.json", files["sizes.json"]), ("index.sha256", sums.encode()), ("index.parquet", files["index.parquet"])):
+        _write_whole(folder / name, partial(_write_bytes, data))  # the index last: it says that all else is there
+
+
+def _write_bytes(data: bytes, path: Path) -> None:
+    path.write_bytes(data)
 
 
 def read_about(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from making_data import write_dataset
 from typer.main import get_command
 
 from clipscale.data.shards import Sample, open_dataset
@@ -56,7 +58,7 @@ def digits_table(folder: Path, number: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("build", "--help"), ("describe", "--help")])
+@pytest.mark.parametrize("arguments", [("--help",), ("build", "--help"), ("describe", "--help"), ("verify", "--help")])
 def test_help_takes_less_than_half_a_second(arguments: tuple[str, ...]) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(*arguments)
@@ -201,3 +203,15 @@ def test_a_signal_stops_the_build_and_the_same_command_goes_on(tmp_path: Path, n
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").glob(".*.tmp-*"))
     assert re.search(r"3,000 samples in 150 shards \(\d+ stood already\)", run(*arguments))
+
+
+def test_verify_ends_with_1_and_names_what_is_damaged(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [2, 2])
+    assert "4 samples in 2 shards; checked" in run("verify", tmp_path / "set")
+    tar = tmp_path / "set" / "000001.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"number 3", b"number 4"))
+    told = run("verify", tmp_path / "set", "--findings", tmp_path / "findings.jsonl", code=1)
+    assert re.search(r"000001\.tar 000003: changed bytes", told)
+    assert [json.loads(line)["key"] for line in (tmp_path / "findings.jsonl").read_text().splitlines()] == ["", "000003"]
+    run("verify", tmp_path / "set", "--quick")
+    assert "there is no such folder" in run("verify", tmp_path / "none", code=2)

@@ -69,7 +69,13 @@ def test_plain_tars_hold_every_file_unchanged_with_its_caption(tmp_path: Path) -
 def test_the_finished_folder_holds_the_data_set_and_nothing_else(tmp_path: Path) -> None:
     make(photos(tmp_path / "in", 5), tmp_path / "out")
     shards = [f"00000{number}.{suffix}" for number in (0, 1) for suffix in ("parquet", "tar")]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*shards, "build.json", "index.parquet", "sizes.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *shards,
+        "build.json",
+        "index.parquet",
+        "index.sha256",
+        "sizes.json",
+    ]
 
 
 def test_the_number_of_processes_and_the_place_of_the_input_change_no_byte(tmp_path: Path) -> None:

@@ -42,7 +42,15 @@ def damage(path: Path, offset: int) -> None:
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     first, second = (write_dataset(tmp_path / name, [3, 2], speech=True) for name in ("first", "second"))
     assert hashes(first) == hashes(second)
-    assert sorted(hashes(first)) == ["000000.parquet", "000000.tar", "000001.parquet", "000001.tar", "index.parquet", "sizes.json"]
+    assert sorted(hashes(first)) == [
+        "000000.parquet",
+        "000000.tar",
+        "000001.parquet",
+        "000001.tar",
+        "index.parquet",
+        "index.sha256",
+        "sizes.json",
+    ]
 
 
 def test_tar_is_plain_ustar_with_members_of_a_sample_together(tmp_path: Path) -> None:
