@@ -23,19 +23,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from clipscale.data.shards import ShardInfo, open_dataset, write_index
-from clipscale.errors import DataError, RunError
-from data_tools.packing import Packing
+from clipscale.errors import ConfigError, DataError, RunError
+from clipscale.settings import did_you_mean
+from data_tools.expressions import Condition
+from data_tools.packing import LIMITS, Packing
 from data_tools.plan import Plan, write_plan
 from data_tools.pool import Progress, run_all, usable_cores
 from data_tools.rows import Row, Rows
 from data_tools.shard_job import Failure, ShardJob, ShardResult, build_shard, read_failures, write_lines
 
 _OURS = re.compile(r"\d{6}\.(tar|parquet)|index\.(parquet|sha256)|sizes\.json|failures\.jsonl|build\.json|\.build|\..+\.tmp-\d+")
+
+_HEAD = 1_000  # rows whose columns `where` may name
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,10 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
     """Write the plan, and make sure that the output is for it."""
     new = work / "new-plan.parquet"
     try:
-        plan = write_plan(new, rows.read() if isinstance(rows, Rows) else rows, packing)
+        plan = write_plan(new, chosen_rows(rows, packing), packing)
         if not plan.shard_rows:
-            raise DataError(f"{_called(rows)} holds no rows; nothing was written")
+            of_which = f" for which {packing.where}" if packing.where else ""
+            raise DataError(f"{_called(rows)} holds no rows{of_which}; nothing was written")
         about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump()}
         about |= {"fingerprint": plan.fingerprint, "dates": plan.dates}
         found = _read_about(output)
@@ -154,9 +159,34 @@ def _claim(output: Path, work: Path, rows: Rows | Iterable[Row], packing: Packin
     return plan
 
 
+def chosen_rows(rows: Rows | Iterable[Row], packing: Packing) -> Iterator[Row]:
+    """The rows that `packing.where` asks for; all of them when it asks nothing.
+
+    Raises:
+        ConfigError: it names a column that the first rows do not have.
+    """
+    source = iter(rows.read() if isinstance(rows, Rows) else rows)
+    if packing.where is None:
+        return source
+    condition, head = Condition(packing.where), list(islice(source, _HEAD))
+    known = sorted({name for row in head for name in filter_values(row)})
+    for name in condition.names:
+        if head and name not in known:
+            raise ConfigError(
+                f"--where {packing.where}: there is no column '{name}'{did_you_mean(name, known)} (there are: {', '.join(known)})"
+            )
+    return (row for row in chain(head, source) if row.problem or condition.holds(filter_values(row)))
+
+
+def filter_values(row: Row) -> dict[str, Any]:
+    """What `where` sees of a row: fields that are kept, columns of the input, and the captions."""
+    captions = row.captions
+    return {"name": row.name, "caption": captions[0] if captions else None, "captions": list(captions), **row.record, **row.columns}
+
+
 def _check_space(output: Path, plan: Plan, packing: Packing) -> None:
     """Images that are kept as they are need the space they take now; that of shrunk images and of recordings is not foreseen."""
-    if packing.max_side is not None:
+    if packing.resizing or packing.quality or packing.image_format != "keep":
         return
     free = shutil.disk_usage(output).free + sum(path.stat().st_size for path in output.glob("*.tar"))
     if plan.image_bytes > free:
@@ -210,7 +240,8 @@ def _finish(output: Path, work: Path, results: list[ShardResult], total: int, ma
     shards: list[ShardInfo] = [result.shard for result in results if result.shard]
     reasons = sum((result.reasons for result in results), Counter[str]())
     first = _write_failures(output / "failures.jsonl", work, len(results))
-    if not shards or reasons.total() > max_bad * total:
+    bad = sum(number for reason, number in reasons.items() if reason not in LIMITS)
+    if not shards or bad > max_bad * total:
         assert first is not None
         raise RunError(_too_many(output, first, reasons, total, max_bad))
     write_index(output, shards)
@@ -237,12 +268,12 @@ def _write_failures(path: Path, work: Path, num_shards: int) -> Failure | None:
 
 def _too_many(output: Path, first: Failure, reasons: Counter[str], total: int, max_bad: float) -> str:
     counts = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-    share = reasons.total() / total
+    share = sum(number for reason, number in reasons.items() if reason not in LIMITS) / total
     lines = (
         f"{reasons.total()} of {total} rows failed ({counts}); first: {first.row}: {first.detail}. "
         f"All are listed in {output / 'failures.jsonl'}"
     )
-    if share == 1.0:
+    if share == 1.0 or share <= max_bad:
         return lines
     enough = math.ceil(share * 1_000) / 1_000
     return f"{lines}. That is more than --max-bad {max_bad:g}: mend them, or run again with --max-bad {enough:g} to go on without them"

@@ -1,4 +1,4 @@
-"""Images as they are packed: kept byte for byte when they can be, upright and not larger than asked, or refused."""
+"""Images as they are packed: kept byte for byte when they can be, else turned, resized and encoded as asked, or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clipscale.data.shards import image_size, image_suffix
 from clipscale.errors import ShardError
 from data_tools.packing import BadRow, Packing
 
-_JPEG_QUALITY = 95
+_QUALITY = 95
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,8 +27,11 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns an image upright, by its EXIF orientation."""
+_ONTO_ITS_SIDE = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 _STORED_FORMATS = ["JPEG", "PNG", "WEBP"]
-_JPEG_MODES = {"L": "GRAY", "RGB": "RGB"}
+_JPEG_SPACES = {"Gray": "GRAY", "GRAY": "GRAY", "YCbCr": "RGB", "YCBCR": "RGB", "RGB": "RGB"}
+_EXIF = {"jpg": b"Exif\0\0", "png": b"eXIf", "webp": b"EXIF"}
+_EXIF_REACH = 1 << 17  # EXIF is at most 64 kB, and stands before or after the pixels
 _OTHER_FORMATS = ["BMP", "GIF", "TIFF", "AVIF"]  # stored as PNG; never formats that run programs or read other files
 _ENDS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 
@@ -37,7 +40,7 @@ def pack_image(data: bytes, packing: Packing) -> bytes:
     """The image to store: jpg, png or webp.
 
     Raises:
-        BadRow: it cannot be read, is cut off, or is larger than any reader decodes.
+        BadRow: it cannot be read, is cut off, is larger than any reader decodes, or not within the limits asked for.
     """
     try:
         with warnings.catch_warnings():
@@ -53,16 +56,48 @@ def _pack(data: bytes, packing: Packing) -> bytes:
     if not _is_stored_format(data):
         data = _to_png(data)
     suffix, size = image_suffix(data), image_size(data)
-    header = Image.open(io.BytesIO(data), formats=_STORED_FORMATS)
-    turn = _turn(header)
-    if turn is not None or (packing.max_side is not None and max(size) > packing.max_side):
-        picture = _shrunk(_decoded(data, suffix, header), packing.max_side)
-        return _encode(picture if turn is None else picture.transpose(turn), suffix)
+    turn = _turn(data, suffix)
+    upright = size[::-1] if turn in _ONTO_ITS_SIDE else size
+    _check_limits(upright, packing)
+    resize = packing.resizing if packing.resizing and packing.resizing.changes(upright) else None
+    wanted = suffix if packing.image_format == "keep" else packing.image_format
+    again = packing.quality is not None and wanted != "png"
+    if turn is None and resize is None and wanted == suffix and not again:
+        _check(data, suffix, packing)
+        return data
+    picture = _decoded(data, suffix, resize.scaled(size) if resize and turn is None else None)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    if resize:
+        picture = resize.finish(_scaled(picture, resize.scaled(upright)))
+    return _encode(picture, wanted, packing.quality or _QUALITY)
+
+
+def _check_limits(size: tuple[int, int], packing: Packing) -> None:
+    width, height = size
+    shorter, longer = sorted(size)
+    if packing.min_side is not None and shorter < packing.min_side:
+        raise BadRow("image too small", f"it has {width}×{height} pixels; its shorter side must have {packing.min_side}")
+    if packing.max_pixels is not None and width * height > packing.max_pixels:
+        raise BadRow("image too large", f"it has {width}×{height} pixels; at most {packing.max_pixels} are packed")
+    if packing.max_aspect is not None and longer > packing.max_aspect * shorter:
+        raise BadRow("image too elongated", f"it has {width}×{height} pixels; at most {packing.max_aspect:g} to 1 is packed")
+
+
+def _check(data: bytes, suffix: str, packing: Packing) -> None:
+    """Refuse an image that is kept as it is and cannot be read."""
     if packing.check_images == "decode":
-        _check_decodes(data, suffix, header)
+        _check_decodes(data, suffix)
     else:
         _check_end(data, suffix)
-    return data
+
+
+def _check_decodes(data: bytes, suffix: str) -> None:
+    _check_end(data, suffix)
+    if suffix == "jpg":
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)  # at 1/8 size; strict, where Pillow is lenient
+    else:
+        _open(data).load()
 
 
 def check_image(data: bytes) -> None:
@@ -75,13 +110,20 @@ def check_image(data: bytes) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             suffix, _ = image_suffix(data), image_size(data)
-            _check_decodes(data, suffix, Image.open(io.BytesIO(data), formats=_STORED_FORMATS))
+            _check_decodes(data, suffix)
     except (ShardError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise BadRow("unreadable image", str(error)) from error
 
 
-def _turn(header: ImageFile) -> Image.Transpose | None:
+def _open(data: bytes) -> ImageFile:
+    return Image.open(io.BytesIO(data), formats=_STORED_FORMATS)
+
+
+def _turn(data: bytes, suffix: str) -> Image.Transpose | None:
     """What turns the image upright; None when it is."""
+    if _EXIF[suffix] not in data[:_EXIF_REACH] and (suffix == "jpg" or _EXIF[suffix] not in data[-_EXIF_REACH:]):
+        return None
+    header = _open(data)
     if header.format == "PNG" and "exif" not in header.info:
         return None  # Pillow would decode it all to look for more
     return _TURNS.get(header.getexif().get(_EXIF_ORIENTATION, 1))
@@ -106,20 +148,22 @@ def _to_png(data: bytes) -> bytes:
     return _encode(ImageOps.exif_transpose(picture), "png")
 
 
-def _check_decodes(data: bytes, suffix: str, header: ImageFile) -> None:
+def _decoded(data: bytes, suffix: str, target: tuple[int, int] | None) -> Image.Image:
+    """The picture; a JPEG that is shrunk to `target` may come at 1/2, 1/4 or 1/8 of its size, still at least twice that large."""
     if suffix == "jpg":
         _check_end(data, suffix)
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)  # at 1/8 size; strict, where Pillow is lenient
-    else:
-        header.load()
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        if space in _JPEG_SPACES:
+            goal = (width, height) if target is None else target
+            least = {"min_height": _reduced(height, 2 * goal[1]), "min_width": _reduced(width, 2 * goal[0])}
+            pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_SPACES[space], **least)
+            return Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+    return _open(data)
 
 
-def _decoded(data: bytes, suffix: str, header: ImageFile) -> Image.Image:
-    if suffix == "jpg" and header.mode in _JPEG_MODES:
-        _check_end(data, suffix)
-        pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_MODES[header.mode])
-        return Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
-    return header
+def _reduced(side: int, least: int) -> int:
+    """The side at the smallest of 1/8, 1/4, 1/2 that leaves `least` pixels; other fractions decode slower than none."""
+    return next((-(-side // part) for part in (8, 4, 2) if side // part >= least), side)
 
 
 def _check_end(data: bytes, suffix: str) -> None:
@@ -129,12 +173,9 @@ def _check_end(data: bytes, suffix: str) -> None:
         raise ShardError(f"the {suffix} is cut off: it has {len(data)} bytes and no end")
 
 
-def _shrunk(picture: Image.Image, max_side: int | None) -> Image.Image:
-    longer = max(picture.size)
-    if max_side is None or longer <= max_side:
-        return picture
-    width, height = (max(1, round(side * max_side / longer)) for side in picture.size)
-    return _eight_bits(picture).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+def _scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    picture = _eight_bits(picture)
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -147,12 +188,26 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return picture.convert("RGBA" if transparent else "RGB")
 
 
-def _encode(picture: Image.Image, suffix: str) -> bytes:
-    """JPEG stays JPEG, everything else becomes PNG."""
+def _encode(picture: Image.Image, suffix: str, quality: int = _QUALITY) -> bytes:
     picture = _eight_bits(picture)
-    stream = io.BytesIO()
     if suffix == "jpg":
-        picture.convert("RGB").save(stream, "JPEG", quality=_JPEG_QUALITY)
+        return _encode_jpeg(picture, quality)
+    stream = io.BytesIO()
+    if suffix == "webp":
+        picture.save(stream, "WEBP", quality=quality)
     else:
         picture.save(stream, "PNG")
     return stream.getvalue()
+
+
+def _encode_jpeg(picture: Image.Image, quality: int) -> bytes:
+    """JPEG with halved colour resolution; transparency lies over white."""
+    if picture.mode == "RGBA":
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    pixels = np.ascontiguousarray(np.atleast_3d(np.asarray(picture)))
+    grey = pixels.shape[2] == 1
+    data: bytes = simplejpeg.encode_jpeg(
+        pixels, quality=quality, colorspace="GRAY" if grey else "RGB", colorsubsampling="Gray" if grey else "420"
+    )
+    return data

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from clipscale.settings import Settings
+from data_tools.expressions import Condition
+from data_tools.resizing import Resize
+
+LIMITS = frozenset({"image too small", "image too large", "image too elongated", "recording too short", "recording too long"})
+"""Reasons for which a row is left out as asked: it is counted and listed, and is no failure."""
 
 
 class Packing(Settings):
@@ -14,12 +20,54 @@ class Packing(Settings):
 
     samples_per_shard: int = Field(default=2_000, ge=1, le=100_000)
     """Rows a shard is made of; a shard is one process's piece of work and should stay well below 1 GB."""
+    where: str | None = None
+    """Rows that do not fulfil this condition are not read at all; see expressions.py."""
     max_side: int | None = Field(default=None, ge=16, le=16_384)
-    """Images whose longer side has more pixels are shrunk to this and encoded anew; None keeps every image as it is."""
+    """Images whose longer side has more pixels are shrunk to this; the same as `resize` longer:N. None keeps every image as it is."""
+    resize: str | None = None
+    """How images are resized; see resizing.py."""
+    image_format: Literal["keep", "jpg", "png", "webp"] = "keep"
+    """What images are stored as. With `keep` an image that is resized stays what it was."""
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Of JPEG and WebP; when given, every such image is encoded anew. When not, only those that must be, with quality 95."""
+    min_side: int | None = Field(default=None, ge=1)
+    """Images whose shorter side has fewer pixels are left out."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """Images with more pixels are left out."""
+    max_aspect: float | None = Field(default=None, ge=1)
+    """Images whose longer side is more than so many times their shorter side are left out."""
+    min_seconds: float = Field(default=0.0, ge=0)
+    """Shorter recordings are left out."""
     max_seconds: float = Field(default=300.0, gt=0, le=36_000)
-    """Longer recordings are left out, and counted."""
+    """Longer recordings are left out."""
     check_images: Literal["decode", "header"] = "decode"
     """`decode` finds every image that cannot be read; `header` looks only at its beginning and end, and is several times faster."""
+
+    @field_validator("resize")
+    @classmethod
+    def _check_resize(cls, value: str | None) -> str | None:
+        if value is not None:
+            Resize.parse(value)
+        return value
+
+    @field_validator("where")
+    @classmethod
+    def _check_where(cls, value: str | None) -> str | None:
+        if value is not None:
+            Condition(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.resize is not None and self.max_side is not None:
+            raise ValueError("max_side N is resize longer:N; give one of them")
+        return self
+
+    @cached_property
+    def resizing(self) -> Resize | None:
+        """What `resize` or `max_side` asks for."""
+        text = self.resize if self.max_side is None else f"longer:{self.max_side}"
+        return Resize.parse(text) if text else None
 
 
 class BadRow(Exception):

@@ -93,11 +93,14 @@ def _reasons(failures: Sequence[Failure]) -> Counter[str]:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file that stands under its name only when it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]]:
@@ -118,8 +121,21 @@ def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]
     return writer.info, failures
 
 
-def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int:
-    """Bytes of the media written."""
+@dataclass(frozen=True)
+class PackedRow:
+    """A row as it is packed."""
+
+    captions: list[str]
+    image: bytes | None
+    speech: bytes | None
+
+
+def pack_row(row: Row, packing: Packing) -> PackedRow:
+    """What is packed of a row.
+
+    Raises:
+        BadRow: it cannot become a sample, or shall not.
+    """
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
         raise BadRow(reason, detail)
@@ -132,11 +148,17 @@ def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int
         raise BadRow("no image or recording", "the row names no file")
     image = None if row.image is None else pack_image(read_medium(row.image), packing)
     speech = None if row.speech is None else pack_speech(read_medium(row.speech), packing)
+    return PackedRow(captions, image, speech)
+
+
+def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int:
+    """Bytes of the media written."""
+    packed = pack_row(row, packing)
     try:
-        writer.write(key, captions=captions, image=image, speech=speech, record=row.record)
+        writer.write(key, captions=packed.captions, image=packed.image, speech=packed.speech, record=row.record)
     except (ShardError, DataError) as error:
         raise BadRow("refused by the shard format", str(error)) from error
-    return len(image or b"") + len(speech or b"")
+    return len(packed.image or b"") + len(packed.speech or b"")
 
 
 def clean_captions(captions: Sequence[str]) -> list[str]:

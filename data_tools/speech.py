@@ -21,12 +21,12 @@ def pack_speech(data: bytes, packing: Packing) -> bytes:
     """The recording to store: mono FLAC at 16 kHz; kept byte for byte when it is that already.
 
     Raises:
-        BadRow: it cannot be read, is empty, holds no numbers, or is longer than asked.
+        BadRow: it cannot be read, is empty, holds no numbers, or is longer or shorter than asked.
     """
     _check_end(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_length(file, packing.max_seconds)
+            _check_length(file, packing)
             samples = _samples(file)
             kept = (file.format, file.samplerate, file.channels, file.subtype) == ("FLAC", SAMPLE_RATE, 1, "PCM_16")
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
@@ -64,10 +64,12 @@ def _check_end(data: bytes) -> None:
         raise BadRow("unreadable recording", f"it is cut off: its header promises {promised} bytes, it has {len(data)}")
 
 
-def _check_length(file: soundfile.SoundFile, max_seconds: float) -> None:
+def _check_length(file: soundfile.SoundFile, packing: Packing) -> None:
     seconds = file.frames / file.samplerate
-    if seconds > max_seconds:  # from the header, before anything is decoded: 4 h of silence is a FLAC of 700 kB
-        raise BadRow("recording too long", f"it lasts {seconds:.1f} s; at most {max_seconds:g} s are packed")
+    if seconds > packing.max_seconds:  # from the header, before anything is decoded: 4 h of silence is a FLAC of 700 kB
+        raise BadRow("recording too long", f"it lasts {seconds:.1f} s; at most {packing.max_seconds:g} s are packed")
+    if file.frames and seconds < packing.min_seconds:
+        raise BadRow("recording too short", f"it lasts {seconds:.2f} s; at least {packing.min_seconds:g} s are packed")
     if file.channels > _MAX_CHANNELS:
         raise BadRow("unreadable recording", f"it has {file.channels} channels; at most {_MAX_CHANNELS} are read")
 

@@ -15,6 +15,7 @@ from data_tools.terminal import errors, progress_line, say, size
 
 if TYPE_CHECKING:
     from data_tools.build import BuildSummary
+    from data_tools.packing import Packing
     from data_tools.rows import Row, Rows
 
 HELP = """
@@ -60,6 +61,8 @@ Examples:
 _COLUMNS = "Tables, JSONL, parquet, corpora: which column holds what"
 _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
+_CHOICE = "Which rows are packed"
+_IMAGES = "What images become"
 
 
 class CaptionsFrom(Enum):
@@ -75,6 +78,15 @@ class DamagedTars(Enum):
 
     refuse = "refuse"
     keep = "keep"
+
+
+class ImageFormat(Enum):
+    """What images are stored as."""
+
+    keep = "keep"
+    jpg = "jpg"
+    png = "png"
+    webp = "webp"
 
 
 class CheckImages(Enum):
@@ -169,13 +181,60 @@ def build(
             show_default="guessed",
         ),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_CHOICE,
+            help="Only rows for which this holds: 'width >= 256 and lang == \"en\" and words(caption) > 2'; any column may be named.",
+            show_default="all rows",
+        ),
+    ] = None,
+    min_side: Annotated[
+        int | None, typer.Option(rich_help_panel=_CHOICE, help="Leave out images whose shorter side has fewer pixels.", show_default="none")
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=_CHOICE, help="Leave out images with more pixels.", show_default="64 million"),
+    ] = None,
+    max_aspect: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_CHOICE, help="Leave out images more than so many times as long as wide.", show_default="any shape"),
+    ] = None,
+    min_seconds: Annotated[float, typer.Option(rich_help_panel=_CHOICE, help="Leave out shorter recordings.")] = 0.0,
+    max_seconds: Annotated[float, typer.Option(rich_help_panel=_CHOICE, help="Leave out longer recordings.")] = 300.0,
     max_side: Annotated[
         int | None,
-        typer.Option(help="Shrink images whose longer side has more pixels; others are kept byte for byte.", show_default="keep all"),
+        typer.Option(
+            rich_help_panel=_IMAGES,
+            help="Shrink images whose longer side has more pixels: --resize longer:N.",
+            show_default="keep all",
+        ),
     ] = None,
-    max_seconds: Annotated[float, typer.Option(help="Longer recordings are left out, and counted as failures.")] = 300.0,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_IMAGES,
+            help="longer:N or shorter:N shrinks that side to N pixels; exact:WxH stretches; crop:WxH covers and cuts out the middle; "
+            "border:WxH fits inside, white around it.",
+            show_default="keep all",
+        ),
+    ] = None,
+    image_format: Annotated[
+        ImageFormat, typer.Option(rich_help_panel=_IMAGES, help="Store all images as jpg, png or webp; 'keep' leaves each what it is.")
+    ] = ImageFormat.keep,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_IMAGES,
+            help="Encode every JPEG and WebP anew with this quality (1 to 100).",
+            show_default="only those that change, with 95",
+        ),
+    ] = None,
     check_images: Annotated[
-        CheckImages, typer.Option(help="'decode' finds every unreadable image; 'header' is several times faster and finds those cut off.")
+        CheckImages,
+        typer.Option(
+            rich_help_panel=_IMAGES, help="'decode' finds every unreadable image; 'header' is several times faster and finds those cut off."
+        ),
     ] = CheckImages.decode,
     samples_per_shard: Annotated[int, typer.Option(help="Rows in a tar file.")] = 2_000,
     workers: Annotated[
@@ -209,10 +268,23 @@ def build(
         "damaged_tars": damaged_tars and damaged_tars.value,
     }
     rows = open_rows(input, kind=kind, **options)
-    packing = _packing(max_side=max_side, max_seconds=max_seconds, check_images=check_images.value, samples_per_shard=samples_per_shard)
+    packing = _packing(
+        samples_per_shard=samples_per_shard,
+        where=where,
+        max_side=max_side,
+        resize=resize,
+        image_format=image_format.value,
+        quality=quality,
+        min_side=min_side,
+        max_pixels=max_pixels,
+        max_aspect=max_aspect,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        check_images=check_images.value,
+    )
     _show_guesses(rows)
     if dry_run:
-        _show_rows(rows)
+        _show_rows(rows, packing)
         return
     started = time.monotonic()
     with progress_line() as show:
@@ -229,8 +301,9 @@ def _packing(**settings: Any) -> Any:
         return Packing(**settings)
     except ValidationError as error:
         line = error.errors()[0]
-        option = "--" + str(line["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{option} {line['input']}: {line['msg']}") from None
+        message = str(line["msg"]).removeprefix("Value error, ")
+        option = f"--{str(line['loc'][0]).replace('_', '-')} {line['input']}: " if line["loc"] else ""
+        raise ConfigError(f"{option}{message}") from None
 
 
 def _show_guesses(rows: Rows) -> None:
@@ -240,23 +313,43 @@ def _show_guesses(rows: Rows) -> None:
     say("\n".join(lines), console=errors)
 
 
-def _show_rows(rows: Rows) -> None:
-    for row in islice(rows.read(), 10):
-        say("\n".join(_row_lines(row)))
+def _show_rows(rows: Rows, packing: Packing) -> None:
+    from data_tools.build import chosen_rows
+
+    for row in islice(chosen_rows(rows, packing), 10):
+        say("\n".join(_row_lines(row, packing)))
 
 
-def _row_lines(row: Row) -> list[str]:
-    from data_tools.shard_job import clean_captions
+def _row_lines(row: Row, packing: Packing) -> list[str]:
+    """A row as it would be packed."""
+    from data_tools.packing import BadRow
+    from data_tools.shard_job import pack_row
 
-    if row.problem:
-        return [f"{row.name}: cannot be packed: {row.problem}"]
+    try:
+        packed = pack_row(row, packing)
+    except BadRow as error:
+        return [f"{row.name}: would be left out: {error}"]
     media = [
-        f"  {what}: {medium}{'  (missing)' if isinstance(medium, Path) and not medium.is_file() else ''}"
-        for what, medium in (("image", row.image), ("speech", row.speech))
-        if medium is not None and not isinstance(medium, bytes)
+        (what, medium, data) for what, medium, data in (("image", row.image, packed.image), ("speech", row.speech, packed.speech)) if data
     ]
-    captions = [f"  caption: {caption}" for caption in clean_captions(row.captions)] or ["  caption: none; it cannot be packed"]
-    return [row.name, *media, *captions, *(f"  {name}: {value}" for name, value in row.record.items())]
+    return [
+        row.name,
+        *(
+            f"  {what}: {'' if isinstance(medium, bytes) else medium} as {_kind(what, data)}, {size(len(data))}"
+            for what, medium, data in media
+        ),
+        *(f"  caption: {caption}" for caption in packed.captions),
+        *(f"  {name}: {value}" for name, value in row.record.items()),
+    ]
+
+
+def _kind(what: str, data: bytes) -> str:
+    from clipscale.data.shards import image_size, image_suffix, speech_length, speech_suffix
+
+    if what == "image":
+        return f"{image_suffix(data)} of {'×'.join(map(str, image_size(data)))} pixels"
+    frames, rate = speech_length(data)
+    return f"{speech_suffix(data)} of {frames / rate:.2f} s at {rate} Hz"
 
 
 def _show_summary(summary: BuildSummary, seconds: float) -> None:

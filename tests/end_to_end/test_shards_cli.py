@@ -116,7 +116,7 @@ def test_when_rows_fail_the_build_ends_with_1_and_lists_them(tmp_path: Path) -> 
 def test_a_dry_run_shows_guesses_and_ten_rows_and_writes_nothing(tmp_path: Path) -> None:
     output = run("build", REAL_DATA / "coco_mini" / "captions_val2017.json", tmp_path / "out", "--dry-run")
     assert "images: 79 with captions, of 79" in output
-    assert len(re.findall(r"^  image: .*\.jpg$", output, re.MULTILINE)) == 10
+    assert len(re.findall(r"^  image: .*\.jpg as jpg of \d+×\d+ pixels, [\d.]+ kB$", output, re.MULTILINE)) == 10
     assert not (tmp_path / "out").exists()
 
 

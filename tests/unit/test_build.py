@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from clipscale.data.shards import open_dataset
-from clipscale.errors import DataError, RunError
+from clipscale.errors import ConfigError, DataError, RunError
 from data_tools.build import BuildSummary, build
 from data_tools.packing import Packing
 from data_tools.pool import Progress
@@ -190,6 +190,31 @@ def test_a_shard_whose_rows_all_failed_is_left_out(tmp_path: Path) -> None:
     summary = build(rows, tmp_path / "out", packing=Packing(samples_per_shard=1), workers=1, max_bad=0.5)
     assert (summary.samples, summary.shards) == (1, 1)
     assert open_dataset(tmp_path / "out").shards == ["000001"]
+
+
+def test_rows_beyond_limits_are_counted_and_listed_and_are_no_failures(tmp_path: Path) -> None:
+    small = Row("small", picture(9, size=(20, 20)), None, ("small",))
+    rows = [Row("fine", picture(0), None, ("fine",)), small]
+    summary = build(rows, tmp_path / "out", packing=Packing(min_side=30), workers=1, max_bad=0.0)
+    assert (summary.samples, summary.failures) == (1, {"image too small": 1})
+    assert json.loads((tmp_path / "out" / "failures.jsonl").read_text())["row"] == "small"
+    with pytest.raises(RunError, match=r"1 of 1 rows failed \(image too small 1\)"):
+        build([small], tmp_path / "none", packing=Packing(min_side=30), workers=1)
+
+
+def test_only_rows_that_fulfil_the_condition_are_packed(tmp_path: Path) -> None:
+    photos(tmp_path / "in", 6)
+    lines = [f"{index:03d}.jpg,photo {index},{'en' if index % 2 else 'de'},{100 * index}" for index in range(6)]
+    (tmp_path / "in" / "t.csv").write_text("\n".join(["file,text,lang,width", *lines]))
+    table = open_rows(tmp_path / "in" / "t.csv")
+    build(table, tmp_path / "out", packing=Packing(where="lang == 'en' and width > 100 and words(text) == 2"), workers=1)
+    samples = open_dataset(tmp_path / "out").read(0, [0, 1])
+    assert [sample.record["width"] for sample in samples] == ["300", "500"]  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"there is no column 'langg', did you mean 'lang'\? \(there are: caption, captions, file, lang"):
+        build(table, tmp_path / "no", packing=Packing(where="langg == 'en'"), workers=1)
+    with pytest.raises(DataError, match="holds no rows for which lang == 'fr'"):
+        build(table, tmp_path / "no", packing=Packing(where="lang == 'fr'"), workers=1)
+    assert not (tmp_path / "no").exists()
 
 
 def test_no_rows_means_nothing_written(tmp_path: Path) -> None:

@@ -60,6 +60,92 @@ def test_photos_that_lie_on_their_side_are_turned_upright(kind: str) -> None:
     assert packed.getpixel((24, 58))[2] > 200  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("resize", "size", "became"),
+    [
+        ("longer:100", (300, 200), (100, 67)),
+        ("longer:100", (90, 60), (90, 60)),
+        ("shorter:100", (300, 200), (150, 100)),
+        ("shorter:100", (300, 90), (300, 90)),
+        ("exact:40x60", (300, 200), (40, 60)),
+        ("exact:40", (40, 40), (40, 40)),
+        ("crop:50x100", (300, 200), (50, 100)),
+        ("crop:64", (30, 20), (64, 64)),
+        ("border:64x32", (300, 200), (64, 32)),
+        ("border:64", (30, 20), (64, 64)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_every_way_of_resizing_gives_its_size(kind: str, resize: str, size: tuple[int, int], became: tuple[int, int]) -> None:
+    data = encoded(halves(size), kind)
+    packed = pack_image(data, Packing(resize=resize))
+    assert decoded(packed).size == became
+    assert (packed == data) == (size == became)
+
+
+def test_cropping_keeps_the_middle_and_a_border_is_white_around_the_whole() -> None:
+    wide = encoded(halves((400, 100)), "PNG")
+    cropped, bordered = (np.asarray(decoded(pack_image(wide, Packing(resize=mode)))) for mode in ("crop:100", "border:100"))
+    assert (cropped[50, 20].tolist(), cropped[50, 80].tolist()) == ([255, 0, 0], [0, 0, 255])
+    assert bordered[5, 50].tolist() == bordered[95, 50].tolist() == [255, 255, 255]
+    assert (bordered[50, 5].tolist(), bordered[50, 95].tolist()) == ([255, 0, 0], [0, 0, 255])
+    assert (bordered.min(axis=(1, 2)) < 255).sum() == 25  # of 100 lines: 400 × 100 became 100 × 25
+
+
+def test_a_photo_on_its_side_is_measured_and_resized_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(halves((64, 48)), "JPEG", exif=exif)
+    assert decoded(pack_image(data, Packing(resize="exact:24x80"))).size == (24, 80)
+    assert decoded(pack_image(data, Packing(resize="longer:32"))).size == (24, 32)
+
+
+@pytest.mark.parametrize("side", [33, 64, 100, 200])
+def test_shrinking_a_large_jpeg_is_as_good_as_shrinking_all_its_pixels(side: int) -> None:
+    smooth = Image.effect_noise((16, 12), 90).convert("RGB").resize((1_024, 768), Image.Resampling.BICUBIC)
+    data = encoded(smooth, "JPEG", quality=95)
+    packed = np.asarray(decoded(pack_image(data, Packing(max_side=side, image_format="png")))).astype(int)
+    reference = decoded(data).resize(packed.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(packed - np.asarray(reference)).mean() < 1.0  # of 255 levels
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
+def test_images_become_the_format_asked_for_and_those_that_are_it_stay_bytes(source: str, suffix: Any, kind: str) -> None:
+    data = encoded(halves(), source)
+    packed = pack_image(data, Packing(image_format=suffix))
+    assert decoded(packed).format == kind
+    assert (packed == data) == (source == kind)
+
+
+def test_quality_encodes_every_jpeg_and_webp_anew_and_no_png() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for kind in ("JPEG", "WEBP"):
+        small, large = (len(pack_image(encoded(noise, kind, quality=90), Packing(quality=quality))) for quality in (20, 100))
+        assert small < len(encoded(noise, kind, quality=90)) < large
+    assert pack_image(encoded(noise, "PNG"), Packing(quality=20)) == encoded(noise, "PNG")
+
+
+def test_transparency_lies_over_white_where_jpeg_cannot_hold_it() -> None:
+    packed = decoded(pack_image(encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "PNG"), Packing(image_format="jpg")))
+    assert packed.getpixel((16, 16)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"min_side": 49}, "image too small: it has 64×48 pixels; its shorter side must have 49"),
+        ({"max_pixels": 3_071}, "image too large: it has 64×48 pixels"),
+        ({"max_aspect": 1.3}, "image too elongated: it has 64×48 pixels; at most 1.3 to 1"),
+    ],
+)
+def test_images_beyond_the_limits_are_left_out_before_they_are_decoded(limits: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        pack_image(encoded(halves(), "JPEG")[:-2], Packing(**limits))
+    exact = {"min_side": 48, "max_pixels": 3_072, "max_aspect": 64 / 48}
+    assert pack_image(encoded(halves(), "JPEG"), Packing(**exact))
+
+
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF"])
 def test_other_formats_become_png_without_loss(kind: str) -> None:
     packed = decoded(pack_image(encoded(halves(), kind), Packing()))
@@ -176,16 +262,17 @@ def test_loud_sound_is_clipped_and_does_not_wrap() -> None:
         (sound(tone(16_000), 16_000)[:-200], "unreadable recording: it is cut off"),
         (sound(tone(16_000), 16_000, "FLAC")[:-400], "unreadable recording"),
         (sound(np.zeros(0), 16_000), "empty recording"),
-        (sound(np.full(10, np.nan), 16_000, subtype="FLOAT"), "unreadable recording: it holds values that are not numbers"),
+        (sound(np.full(2_000, np.nan), 16_000, subtype="FLOAT"), "unreadable recording: it holds values that are not numbers"),
         (sound(tone(8_000, 3.5), 8_000), "recording too long: it lasts 3.5 s; at most 3 s are packed"),
+        (sound(tone(8_000, 0.05), 8_000), "recording too short: it lasts 0.05 s; at least 0.1 s are packed"),
         (b"", "unreadable recording"),
         (b"ftypM4A ", "unreadable recording"),
     ],
-    ids=["cut wav", "cut flac", "no sound", "nan", "too long", "empty", "m4a"],
+    ids=["cut wav", "cut flac", "no sound", "nan", "too long", "too short", "empty", "m4a"],
 )
 def test_recordings_that_cannot_be_used_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
-        pack_speech(data, Packing(max_seconds=3.0))
+        pack_speech(data, Packing(max_seconds=3.0, min_seconds=0.1))
 
 
 def test_wav_files_written_to_a_pipe_are_read() -> None:
