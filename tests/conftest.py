@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+os.environ["TRITON_INTERPRET"] = "1"  # fused kernels run as numpy; benchmarks/kernel_resources.py compiles them
 
 import multiprocessing
 import pickle

@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipscale.contrast.layout import HARDEST, SIDES, sweep_terms
-from clipscale.objectives import Block, Objective, Product, Pull, Side, Term
+from clipscale.objectives import MAIN, Block, Objective, Product, Pull, Side, Term
 
 SweepKind = Literal["statistics", "gradient"]
 
@@ -37,6 +37,10 @@ class Samples:
     def __len__(self) -> int:
         return len(self.index)
 
+    def may_share_pairs_with(self, other: Samples) -> bool:
+        """Whether a pair may have one sample here and one there, told from the ends of both."""
+        return bool(self.index[-1] >= other.index[0] and other.index[-1] >= self.index[0])
+
     def cut(self, rows: slice) -> Samples:
         """Some of the samples."""
         return Samples(
@@ -54,6 +58,8 @@ class Tile:
 
     rows: Samples
     columns: Samples
+    products: Mapping[Product, tuple[str, str]]
+    """Each product's names among the rows' and the columns' features."""
     scale: Tensor
     bias: Tensor | None
     extra: Side | None
@@ -69,11 +75,16 @@ class TileGradients(NamedTuple):
     vectors: dict[str, tuple[Tensor | None, Tensor | None]]
     """d loss / d numbers and terms of earlier sweeps, of the rows [n] and of the columns [m]."""
     scale: Tensor | None
-    """d loss / d scale, besides the logits that it is in."""
+    """d loss / d scale, besides the logits that it is in unless the backend `tells_scale`."""
+    bias: Tensor | None
+    """Σ d loss / d logit of x against y; None when there is no bias."""
 
 
 class Backend:
     """Plain torch: the objective's own terms, and autograd through them."""
+
+    tells_scale: ClassVar[bool] = False
+    """Whether tiles tell all of d loss / d scale; if not, it is found from the features' gradients."""
 
     def __init__(self, objective: Objective, *, tile: tuple[int, int], vectors: frozenset[str]) -> None:
         self.objective, self.tile, self.vectors = objective, tile, vectors
@@ -104,14 +115,24 @@ class Backend:
             alive = {name: [part for part in parts if part.filled.requires_grad] for name, parts in terms.items()}
         values, gradients = _pulled(alive, pulls)
         if not values:
-            return TileGradients({}, {}, None)
+            return TileGradients({}, {}, None, None)
         found = dict(zip(leaves, torch.autograd.grad(values, list(leaves.values()), gradients, allow_unused=True), strict=True))
         products = {product: found[f"product {place}"] for place, product in enumerate(block.products)}
+        main = products.get(MAIN)
         return TileGradients(
             {product: gradient for product, gradient in products.items() if gradient is not None},
             {name: (_flat(found[f"x {name}"]), _flat(found[f"y {name}"])) for name in vectors},
             found[""],
+            None if tile.bias is None or main is None else main.sum(),
         )
+
+    def partials_and_gradients(
+        self, tile: Tile, sweep: int, pulls: Mapping[Side, Mapping[str, Pull]]
+    ) -> tuple[dict[Side, dict[str, Tensor]], TileGradients]:
+        """Both, from logits that are computed once: for objectives whose pulls are known before any term is."""
+        block = tile.block()
+        tile = replace(tile, block=lambda: block)
+        return self.partials(tile, sweep), self.gradients(tile, sweep, pulls)
 
     def add_product(self, into: Tensor, left: Tensor, right: Tensor) -> None:
         """into += left · right: [n, D], [n, m], [m, D]."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clipscale.contrast.choose import tile_shape
+from clipscale.contrast.choose import backend_name, tile_shapes
 from clipscale.contrast.grouped import check_groups
 from clipscale.contrast.layout import SIDES, layouts_of
 from clipscale.contrast.pairs import FACTS
@@ -38,7 +38,8 @@ class Cost:
     flops: int
     """Of matrix products, two for each multiplication; all else is of lower order."""
     memory_bytes: int
-    """Gathered features, gradients and kept logits, and six tiles for what is computed on one; the features themselves not counted."""
+    """Gathered features, gradients and kept logits, and six tiles for what is computed on one (with fused kernels: one tile of gradients,
+    in the features' dtype); the features themselves not counted."""
 
 
 def cost_of(
@@ -84,6 +85,8 @@ class _Counter:
         self.rows, self.columns = grid_shape(self.ranks, settings.grid_rows)
         self.layouts = layouts_of(objective, like=torch.zeros((), dtype=self.wide))
         self.guided = bool({"guide", "first_guide"} & objective.needs)
+        self.device = torch.device("cuda" if torch.cuda.is_available() or settings.backend == "triton" else "cpu")
+        self.fused = settings.backend == "triton" or backend_name(settings, objective, device=self.device, dtype=dtype) == "triton"
 
     def cost(self) -> Cost:
         along = {"x": self.columns, "y": self.rows}  # ranks in the line along which a side travels
@@ -117,7 +120,8 @@ class _Counter:
             before = len({name for earlier in self.layouts[:place] for name in earlier.names(side)})
             count += before + layout.width(side)
             if layout.has_gradient:
-                count += 2 * len(layout.names(side)) + before
+                shares_alone = self.objective.one_sweep
+                count += (1 if shares_alone else 2) * len(layout.names(side)) + before
         return count
 
     def _statistics(self) -> dict[str, torch.Tensor]:
@@ -147,9 +151,10 @@ class _Counter:
 
     def _flops(self) -> int:
         logits, products = self._logits() * self.calls, len(self.objective.products)
-        kept = self.settings.cache_for(self._logits() * self.wide.itemsize * products) >= self._logits() * self.wide.itemsize * products
+        size = self._logits() * self.wide.itemsize * products
+        kept = self._kept(size) >= size
         back = sum(layout.has_gradient for layout in self.layouts)
-        made = len(self.layouts) * (1 if not kept else 0) + (back if not kept else 1)
+        made = 1 if kept or self.objective.one_sweep else len(self.layouts) + back
         guides = (len(self.layouts) + back) * self.guided
         return 2 * logits * self.dim * (products * (made + 2 * back) + guides)
 
@@ -158,7 +163,12 @@ class _Counter:
         gathered = sum(lengths[side] * self.dim * self.dtype.itemsize * len(self._views(side)) for side in SIDES if lengths[side] > self.b)
         gradients = sum(lengths[side] * self.dim * self.wide.itemsize * len(self._views(side)) for side in SIDES)
         logits = self._logits() * self.wide.itemsize * len(self.objective.products)
-        kept = min(logits, self.settings.cache_for(logits))
-        height, width = tile_shape(self.settings, device="cuda" if torch.cuda.is_available() else "cpu")
+        kept = min(logits, self._kept(logits))
+        shapes = tile_shapes(self.settings, backend="triton" if self.fused else "torch", device=self.device.type)
+        height, width = shapes["gradient"]
         tile = min(height, lengths["x"]) * min(width, lengths["y"])
-        return gathered + gradients + kept + 6 * tile * self.wide.itemsize
+        return gathered + gradients + kept + tile * (self.dtype.itemsize if self.fused else 6 * self.wide.itemsize)
+
+    def _kept(self, logits_bytes: int) -> int:
+        """Bytes of logits that the first sweep keeps."""
+        return 0 if self.fused else self.settings.cache_for(logits_bytes)

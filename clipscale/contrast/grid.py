@@ -14,6 +14,7 @@ Legend: b pairs on this rank, B in the global batch, D embedding width, W = R·C
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ from clipscale.contrast.result import (
     share_of_batch_loss,
     sum_in_order,
 )
-from clipscale.contrast.tiled import Sums, TiledBlock
+from clipscale.contrast.tiled import Into, Sums, TiledBlock
 from clipscale.objectives import MAIN, Objective, Own, Product, Pull, Side
 
 
@@ -113,15 +114,19 @@ class _GridLoss:
         totals: Totals = {"x": {}, "y": {}}
         reduced: list[Totals] = []
         hardest: dict[Side, Tensor] = {}
+        statistics = _Statistics(self)
+        count = self.agreement.count
+        backward = _Backward(self) if self.agreement.wanted else None
         for layout in self.layouts:
             reduced.append({side: dict(self.gather_vectors(side, totals[side])) for side in SIDES} if partials else {})
-            partials.append(self._sweep(layout, reduced[-1]))
+            if backward is not None and self.objective.one_sweep:
+                partials.append(self._to_owners(layout, backward.sweep_once(layout, statistics.totals)))
+            else:
+                partials.append(self._to_owners(layout, [block.partials(layout, reduced[-1]) for block in self.blocks]))
             for side in SIDES:
                 totals[side] |= layout.totals(side, partials[-1][side])
                 if HARDEST in totals[side]:
                     hardest[side] = to_cosine(totals[side].pop(HARDEST), self.scale, self.bias)
-        statistics = _Statistics(self)
-        count = self.agreement.count
         finished = finish(self.objective, totals, self.own, statistics.totals, count=count)
         batch_loss, batch_gradients = share_of_batch_loss(self.objective, statistics.totals, count=count)
         cosine = to_cosine(self.own.pairs[MAIN], self.scale, self.bias)
@@ -129,13 +134,13 @@ class _GridLoss:
         loss = told[0] if batch_loss is None else told[0] + batch_loss
         metrics = Tally(told[1:]).metrics(count=count, with_hardest=bool(hardest))
         gradients = None
-        if self.agreement.wanted:
-            gradients = _Backward(self, partials, totals, reduced).run(finished, statistics.pull(finished.statistics, batch_gradients))
+        if backward is not None:
+            through_statistics = statistics.pull(finished.statistics, batch_gradients)
+            gradients = backward.run(finished, through_statistics, _Forward(partials, totals, reduced))
         return Result(loss.to(self.scale.dtype), metrics, gradients)
 
-    def _sweep(self, layout: Layout, reduced: Totals) -> dict[Side, Tensor]:
-        """All blocks swept; each side's partial rows go to their owners and are merged there: [b, K]."""
-        found = [block.partials(layout, reduced) for block in self.blocks]
+    def _to_owners(self, layout: Layout, found: list[dict[Side, Tensor]]) -> dict[Side, Tensor]:
+        """Partial rows of all blocks and ranks, merged by their owners: [b, K]."""
         merged: dict[Side, Tensor] = {}
         for side in SIDES:
             partial = layout.merge(side, [part[side] for part in found if side in part])
@@ -204,13 +209,25 @@ class _Statistics:
         return {name: gradient for name, gradient in zip(self.inputs, found, strict=True) if gradient is not None}
 
 
+class _Forward(NamedTuple):
+    """What the sweeps have reduced."""
+
+    partials: list[dict[Side, Tensor]]
+    """By sweep: this rank's pairs, [b, K]."""
+    totals: Totals
+    reduced: list[Totals]
+    """By sweep: terms of earlier ones, of the whole line."""
+
+
 class _Backward:
     """The sweeps in reverse order, then every rank's part of a gradient goes to its owner."""
 
-    def __init__(self, loss: _GridLoss, partials: list[dict[Side, Tensor]], totals: Totals, reduced: list[Totals]) -> None:
-        self.loss, self.partials, self.totals, self.reduced = loss, partials, totals, reduced
+    def __init__(self, loss: _GridLoss) -> None:
+        self.loss = loss
         self.wanted, self.dtype = loss.agreement.wanted, loss.scale.dtype
-        self.into = self._sums()
+        nothing = torch.zeros((), dtype=torch.float64, device=loss.scale.device)
+        self.into = Into(self._sums(), bias=nothing, scale=nothing.clone())
+        self.assumed: Totals | None = None
 
     def _sums(self) -> dict[Side, Sums]:
         """Zeros for all that is wanted; the scale's gradient needs one side to be complete."""
@@ -221,71 +238,92 @@ class _Backward:
                 names["y"][column_name] = block.columns.features[column_name]
         complete = any(set(names[side]) <= self.wanted for side in SIDES)
         keep = {side: {name for name in names[side] if name in self.wanted} for side in SIDES}
-        if "scale" in self.wanted and not complete:
+        if "scale" in self.wanted and not complete and not self.loss.backend.tells_scale:
             keep["x"] = set(names["x"])
         self.scale_side: Side = "x" if keep["x"] == set(names["x"]) else "y"
         return {
             side: Sums({name: torch.zeros_like(names[side][name], dtype=self.dtype) for name in sorted(keep[side])}, {}) for side in SIDES
         }
 
-    def run(self, finished: Finished, through_statistics: Mapping[str | Product, Tensor]) -> Gradients:
+    def sweep_once(self, layout: Layout, statistics: Mapping[str, Tensor]) -> list[dict[Side, Tensor]]:
+        """Add all gradients of an objective's terms while they are reduced; what each block's rows and columns reduce to."""
         loss = self.loss
+        nothing = {side: {name: loss.scale.new_zeros(len(loss.own.pairs[MAIN])) for name in layout.names(side)} for side in SIDES}
+        self.assumed = finish(loss.objective, nothing, loss.own, statistics, count=loss.agreement.count).totals
+        self._make_room({})
+        pulls = {}
+        for side in SIDES:
+            shares = loss.gather_vectors(side, self.assumed[side])
+            pulls[side] = {name: Pull(torch.zeros_like(share), share) for name, share in shares.items()}  # a sum asks for no total
+        return [block.partials_and_gradients(layout, pulls, self.into) for block in loss.blocks]
+
+    def run(self, finished: Finished, through_statistics: Mapping[str | Product, Tensor], forward: _Forward) -> Gradients:
         worth = {side: dict(finished.totals[side]) for side in SIDES}
         numbers = dict(finished.numbers)
-        bias = torch.zeros((), dtype=torch.float64, device=loss.scale.device)
-        explicit = finished.scale.to(torch.float64) + through_statistics.get("scale", 0)
-        for layout in reversed(loss.layouts):
+        if self.assumed is not None:
+            self._check_assumption(finished)
+            self._hand_back(numbers, worth)
+        for layout in reversed(self.loss.layouts if self.assumed is None else []):
             if not layout.has_gradient:
                 continue
-            for side in SIDES:
-                self.into[side].vectors = self._vectors(side, layout)
-            pulls = {side: self._pulls(side, layout, worth[side]) for side in SIDES}
-            for block in loss.blocks:
-                scalars = block.add_gradients(layout, pulls, self.reduced[layout.sweep], self.into)
-                bias, explicit = bias + scalars.bias, explicit + scalars.scale
-            for side in SIDES:
-                for name, vector in self.into[side].vectors.items():
-                    target = numbers if name in numbers else worth[side]
-                    target[name] = target[name] + loss.lines[side].add_up(vector)
-        return self._finish(finished, through_statistics, numbers, bias, explicit)
+            self._make_room(forward.reduced[layout.sweep])
+            pulls = {side: self._pulls(side, layout, worth[side], forward) for side in SIDES}
+            for block in self.loss.blocks:
+                block.add_gradients(layout, pulls, forward.reduced[layout.sweep], self.into)
+            self._hand_back(numbers, worth)
+        return self._finish(finished, through_statistics, numbers)
 
-    def _vectors(self, side: Side, layout: Layout) -> dict[str, Tensor]:
+    def _check_assumption(self, finished: Finished) -> None:
+        """An objective that wrongly says `one_sweep` would have wrong gradients."""
+        assert self.assumed is not None
+        for side in SIDES:
+            for name, share in self.assumed[side].items():
+                if not torch.equal(share, finished.totals[side][name]):
+                    raise TypeError(
+                        f"objective {type(self.loss.objective).__name__} says one_sweep, but d loss / d '{name}' depends on its terms; "
+                        "remove one_sweep from the class"
+                    )
+
+    def _make_room(self, reduced: Totals) -> None:
         """Zeros for numbers that want a gradient and, in later sweeps, for the terms reduced before."""
-        vectors = {name: number for name, number in self._samples(side).numbers.items() if name in self.wanted}
-        vectors |= self.reduced[layout.sweep].get(side, {})
-        return {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+        for side in SIDES:
+            vectors = {name: number for name, number in self._samples(side).numbers.items() if name in self.wanted}
+            vectors |= reduced.get(side, {})
+            self.into.sides[side].vectors = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
+
+    def _hand_back(self, numbers: dict[str, Tensor], worth: Mapping[Side, dict[str, Tensor]]) -> None:
+        """What a sweep has found for numbers and for terms reduced before, to the pairs' owners."""
+        for side in SIDES:
+            for name, vector in self.into.sides[side].vectors.items():
+                target = numbers if name in numbers else worth[side]
+                target[name] = target[name] + self.loss.lines[side].add_up(vector)
 
     def _samples(self, side: Side) -> Samples:
         block = self.loss.blocks[0]
         return block.rows if side == "x" else block.columns
 
-    def _pulls(self, side: Side, layout: Layout, worth: Mapping[str, Tensor]) -> Mapping[str, Pull]:
+    def _pulls(self, side: Side, layout: Layout, worth: Mapping[str, Tensor], forward: _Forward) -> Mapping[str, Pull]:
         """Finished rows of the whole line: each [b] -> [n] or [m]."""
-        split = layout.split(side, self.partials[layout.sweep][side])
+        split = layout.split(side, forward.partials[layout.sweep][side])
         vectors: dict[str, Tensor] = {}
         for name in layout.names(side):
-            vectors[f"total {name}"] = self.totals[side][name]
+            vectors[f"total {name}"] = forward.totals[side][name]
             vectors[f"share {name}"] = layout.terms[side][name].share(split[name], worth[name])
         gathered = self.loss.gather_vectors(side, vectors)
         return {name: Pull(gathered[f"total {name}"], gathered[f"share {name}"]) for name in layout.names(side)}
 
-    def _finish(
-        self,
-        finished: Finished,
-        through_statistics: Mapping[str | Product, Tensor],
-        numbers: dict[str, Tensor],
-        bias: Tensor,
-        scale: Tensor,
-    ) -> Gradients:
+    def _finish(self, finished: Finished, through_statistics: Mapping[str | Product, Tensor], numbers: Mapping[str, Tensor]) -> Gradients:
         """Each rank's part of a feature's gradient to the owner, then the pairs' own logits."""
-        loss = self.loss
+        loss, bias = self.loss, self.into.bias
+        scale = self.into.scale + finished.scale.to(torch.float64) + through_statistics.get("scale", 0)
         every = {**loss.features, **loss.request.pairs.extras()}
         leaves: dict[str, Tensor] = {name: number for name, number in numbers.items() if name in self.wanted}
         for side in SIDES:
-            for name in list(self.into[side].features):
+            features = self.into.sides[side].features
+            for name in list(features):
                 line = loss.extra_lines[name][side] if name in loss.extra_lines else loss.lines[side]
-                own = line.add_up_gradients(self.into[side].features.pop(name))
-                if side == self.scale_side:  # Σ d loss / d logit · cosine, for this rank's samples
+                own = line.add_up_gradients(features.pop(name))
+                if side == self.scale_side and not loss.backend.tells_scale:  # Σ d loss / d logit · cosine, for this rank's samples
                     scale = scale + row_dots(every[name], own).sum(dtype=torch.float64)
                 if name in self.wanted:
                     leaves[name] = own if name not in leaves else leaves[name].add_(own)

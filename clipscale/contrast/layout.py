@@ -17,6 +17,11 @@ HARDEST = "hardest negative"
 """The engine's own term, for the metrics: the largest logit among combinations of different captions."""
 
 
+def sides_of(extra: Side | None) -> tuple[Side, ...]:
+    """Sides whose terms a block reduces: not the one that is made of extra samples."""
+    return tuple(side for side in SIDES if side != extra)
+
+
 class Peak(Max):
     """The largest value, to look at: no gradient, so nobody counts how often it occurs."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipscale.contrast.choose import check_backend
 from clipscale.contrast.dense import dense_loss
 from clipscale.contrast.grid import grid_loss
 from clipscale.contrast.grouped import check_groups, grouped_loss
@@ -70,8 +71,9 @@ def contrastive_loss(
     if result.gradients is None or not wanted:
         return ContrastOutput(result.loss, result.metrics)
     gradients = _as_named(result.gradients)
+    result.gradients.leaves.clear()  # the only reference: each float32 gradient goes as soon as it is rounded
     names = [name for name in tensors if name in wanted]
-    known = [_for_tensor(gradients[name], tensors[name]) if name in gradients else torch.zeros_like(tensors[name]) for name in names]
+    known = [_for_tensor(gradients.pop(name), tensors[name]) if name in gradients else torch.zeros_like(tensors[name]) for name in names]
     loss: Tensor = _Known.apply(result.loss, known, *(tensors[name] for name in names))  # type: ignore[no-untyped-call]
     return ContrastOutput(loss, result.metrics)
 
@@ -97,13 +99,15 @@ def contrastive_loss_and_gradients(
 
 
 def check_method(settings: ContrastSettings, *, world: int, objective: Objective | None = None) -> None:
-    """Refuse a method or grid that does not fit `world` ranks, and an objective whose groups do not.
+    """Refuse a method or grid that does not fit `world` ranks, and an objective whose groups or terms do not.
 
     Raises:
         ConfigError: names the setting, the number of ranks and what fits.
     """
     if settings.method == "tiled" and world > 1:
         raise ConfigError(f"contrast method 'tiled' is for one rank, there are {world}; use 'auto', 'grid' (also tiled) or 'dense'")
+    if objective is not None:
+        check_backend(settings, objective)
     ranks = world if objective is None else check_groups(objective, world=world)
     rows = settings.grid_rows
     if rows is not None and ranks % rows:

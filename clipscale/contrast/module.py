@@ -44,7 +44,8 @@ class ContrastiveLoss(nn.Module):
         grid: "auto", as square as can be, or (rows, columns) of ranks.
         tile: "auto", what suits the device; or the rows and columns of a tile, as one number or two.
         cache: bytes of logits that the first sweep may keep for the gradient's, 0 for none; "auto": all where they fit 64 MiB.
-        backend: "torch", or "compile" (the objective's terms by torch.compile); "auto": compile on CUDA, torch on the CPU.
+        backend: "torch", "compile" (the objective's terms by torch.compile) or "triton" (fused kernels on CUDA for the softmax and sigmoid
+            families); "auto": on the CPU torch, on CUDA triton for bfloat16 features where its kernels know the objective, else compile.
         gradients: "ddp" when the engine then averages gradients over the ranks (DDP, FSDP), "global" when it adds them.
         feature_wire: round features to this dtype when they are sent to other ranks; none: not at all.
         gradient_wire: the same for parts of gradients.
@@ -65,7 +66,7 @@ class ContrastiveLoss(nn.Module):
         grid: Literal["auto"] | tuple[int, int] = "auto",
         tile: Literal["auto"] | int | tuple[int, int] = "auto",
         cache: Literal["auto"] | int = "auto",
-        backend: Literal["auto", "torch", "compile"] = "auto",
+        backend: Literal["auto", "torch", "compile", "triton"] = "auto",
         gradients: Literal["ddp", "global"] = "ddp",
         feature_wire: WireDtype | None = None,
         gradient_wire: WireDtype | None = None,

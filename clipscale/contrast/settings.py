@@ -28,10 +28,12 @@ class ContrastSettings(Settings):
     """Pairs along the columns of a tile; none: what suits device and backend."""
     cache_bytes: int | None = Field(default=None, ge=0)
     """How much of the logits the first sweep may keep for the gradient's, which then computes three matrix products instead of four;
-    none: all of them where they fit 64 MiB, else nothing."""
-    backend: Literal["auto", "torch", "compile"] = "auto"
-    """What computes the objective's terms of a tile: `compile`, torch.compile, which fuses them and takes a while at the first call;
-    `torch`, as they stand; `auto`: on CUDA compile, on the CPU torch."""
+    none: all of them where they fit 64 MiB, else nothing; the `triton` backend keeps none."""
+    backend: Literal["auto", "torch", "compile", "triton"] = "auto"
+    """What computes a tile: `torch`, the objective's terms as they stand; `compile`, the terms by torch.compile, which fuses them and takes
+    a while at the first call; `triton`, fused kernels for float32 and bfloat16 features on CUDA (compute capability 8.0 and above) and
+    objectives of the softmax and sigmoid families: clip, dcl, dclw, siglip and others with such terms; no logit is ever in memory.
+    `auto`: on the CPU torch; on CUDA triton for bfloat16 features where the kernels know the objective, else compile."""
     feature_wire: WireDtype | None = None
     """What embeddings are rounded to when they are sent to other ranks, which halves their bytes; none: not at all."""
     gradient_wire: WireDtype | None = None

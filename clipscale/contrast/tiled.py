@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from clipscale.contrast.backends import Backend, Samples, SweepKind, Tile
-from clipscale.contrast.layout import SIDES, Layout, seen_by
+from clipscale.contrast.backends import Backend, Samples, SweepKind, Tile, TileGradients
+from clipscale.contrast.layout import SIDES, Layout, seen_by, sides_of
 from clipscale.objectives import MAIN, Block, Product, Pull, Side
 
 Reduced = Mapping[Side, Mapping[str, Tensor]]
 """Terms of earlier sweeps, finished, of a block's rows and of its columns: [n] and [m]."""
 Pulls = Mapping[Side, Mapping[str, Pull]]
+Parts = dict[Side, slice]
+"""Where a tile lies in its block."""
 
 
 @dataclass
@@ -36,13 +36,15 @@ class Sums:
     """d loss / d numbers, and d loss / d terms of earlier sweeps: [n]."""
 
 
-class Scalars(NamedTuple):
-    """What a sweep's gradients add up to, float64."""
+@dataclass
+class Into:
+    """Where all gradients of a block are added up."""
 
+    sides: Mapping[Side, Sums]
     bias: Tensor
-    """Σ d loss / d logit of x against y."""
+    """Σ d loss / d logit of x against y: float64."""
     scale: Tensor
-    """d loss / d scale where terms use the scale themselves, besides the logits that it is in."""
+    """d loss / d scale, as far as the backend's tiles tell it: float64."""
 
 
 @dataclass
@@ -63,44 +65,58 @@ class TiledBlock:
     """The side that is made of extra samples."""
     _cache: dict[tuple[int, int], dict[Product, Tensor]] = field(default_factory=dict)
 
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """Sides whose terms are reduced here."""
-        return tuple(side for side in SIDES if side != self.extra)
-
     def partials(self, layout: Layout, reduced: Reduced) -> dict[Side, Tensor]:
         """One sweep: its terms, reduced over this block: [n, K] for the x side and [m, K] for the y side."""
-        lengths: dict[Side, int] = {"x": len(self.rows), "y": len(self.columns)}
-        partials = {side: layout.nothing(side, lengths[side]) for side in self.sides}
-        for rows, columns in self._tiles("statistics"):
-            found = self.backend.partials(self._tile(rows, columns, reduced, keep=True), layout.sweep)
-            for side, part in zip(SIDES, (rows, columns), strict=True):
-                if side in partials:
-                    own = partials[side][part]
-                    partials[side][part] = layout.merge(side, (own, layout.join(side, found[side], len(own))))
+        partials = self._nothing(layout)
+        for parts in self._tiles("statistics"):
+            found = self.backend.partials(self._tile(parts, reduced, keep=True), layout.sweep)
+            self._merge(layout, found, parts, partials)
         return partials
 
-    def add_gradients(self, layout: Layout, pulls: Pulls, reduced: Reduced, into: Mapping[Side, Sums]) -> Scalars:
+    def add_gradients(self, layout: Layout, pulls: Pulls, reduced: Reduced, into: Into) -> None:
         """A sweep on the way back: add the gradients of the loss, given the finished terms of all rows and all columns."""
-        bias, scale = (torch.zeros((), dtype=torch.float64, device=self.scale.device) for _ in range(2))
-        for rows, columns in self._tiles("gradient"):
-            parts: dict[Side, slice] = {"x": rows, "y": columns}
-            tile = self._tile(rows, columns, reduced, keep=False)
-            found = self.backend.gradients(tile, layout.sweep, {side: _cut(pulls[side], parts[side]) for side in self.sides})
-            self._add_products(tile, found.products, parts, into)
-            for name, (of_rows, of_columns) in found.vectors.items():
-                for side, gradient in zip(SIDES, (of_rows, of_columns), strict=True):
-                    if gradient is not None and name in into[side].vectors:
-                        into[side].vectors[name][parts[side]] += gradient
-            if self.bias is not None and MAIN in found.products:
-                bias += found.products[MAIN].sum()
-            if found.scale is not None:
-                scale += found.scale
-        return Scalars(bias, scale)
+        for parts in self._tiles("gradient"):
+            tile = self._tile(parts, reduced, keep=False)
+            self._add(self.backend.gradients(tile, layout.sweep, self._cut(pulls, parts)), tile, parts, into)
 
-    def _add_products(
-        self, tile: Tile, gradients: Mapping[Product, Tensor], parts: Mapping[Side, slice], into: Mapping[Side, Sums]
-    ) -> None:
+    def partials_and_gradients(self, layout: Layout, pulls: Pulls, into: Into) -> dict[Side, Tensor]:
+        """Both in one sweep, for objectives whose pulls are known before any term is."""
+        partials = self._nothing(layout)
+        for parts in self._tiles("gradient"):
+            tile = self._tile(parts, {}, keep=False)
+            reduced, found = self.backend.partials_and_gradients(tile, layout.sweep, self._cut(pulls, parts))
+            self._merge(layout, reduced, parts, partials)
+            self._add(found, tile, parts, into)
+        return partials
+
+    def _nothing(self, layout: Layout) -> dict[Side, Tensor]:
+        lengths: dict[Side, int] = {"x": len(self.rows), "y": len(self.columns)}
+        return {side: layout.nothing(side, lengths[side]) for side in sides_of(self.extra)}
+
+    def _merge(self, layout: Layout, found: Mapping[Side, Mapping[str, Tensor]], parts: Parts, into: dict[Side, Tensor]) -> None:
+        for side, rows in into.items():
+            own = rows[parts[side]]
+            rows[parts[side]] = layout.merge(side, (own, layout.join(side, found[side], len(own))))
+
+    def _cut(self, pulls: Pulls, parts: Parts) -> dict[Side, dict[str, Pull]]:
+        return {
+            side: {name: Pull(pull.total[parts[side]], pull.share[parts[side]]) for name, pull in pulls[side].items()}
+            for side in sides_of(self.extra)
+        }
+
+    def _add(self, found: TileGradients, tile: Tile, parts: Parts, into: Into) -> None:
+        self._add_products(found.products, tile, parts, into)
+        for name, gradients in found.vectors.items():
+            for side, gradient in zip(SIDES, gradients, strict=True):
+                if gradient is not None and name in into.sides[side].vectors:
+                    into.sides[side].vectors[name][parts[side]] += gradient
+        if found.bias is not None:
+            into.bias += found.bias
+        if found.scale is not None:
+            into.scale += found.scale
+
+    def _add_products(self, gradients: Mapping[Product, Tensor], tile: Tile, parts: Parts, all_sides: Into) -> None:
+        into = all_sides.sides
         for product, gradient in gradients.items():
             row_name, column_name = self.products[product]
             if row_name in into["x"].features:
@@ -108,21 +124,22 @@ class TiledBlock:
             if column_name in into["y"].features:
                 self.backend.add_product(into["y"].features[column_name][parts["y"]], gradient.T, tile.rows.features[row_name])
 
-    def _tiles(self, sweep: SweepKind) -> Iterator[tuple[slice, slice]]:
+    def _tiles(self, sweep: SweepKind) -> Iterator[Parts]:
         height, width = self.backend.tile_shape(sweep)
         for row in range(0, len(self.rows), height):
             for column in range(0, len(self.columns), width):
-                yield slice(row, min(row + height, len(self.rows))), slice(column, min(column + width, len(self.columns)))
+                yield {
+                    "x": slice(row, min(row + height, len(self.rows))),
+                    "y": slice(column, min(column + width, len(self.columns))),
+                }
 
-    def _tile(self, rows: slice, columns: slice, reduced: Reduced, *, keep: bool) -> Tile:
-        cut = self.rows.cut(rows), self.columns.cut(columns)
-        place = (rows.start, columns.start)
+    def _tile(self, parts: Parts, reduced: Reduced, *, keep: bool) -> Tile:
+        cut = self.rows.cut(parts["x"]), self.columns.cut(parts["y"])
+        place = (parts["x"].start, parts["y"].start)
         seen = {}
         if reduced and self.extra is None:
-            seen = seen_by(
-                *({name: vector[part] for name, vector in reduced[side].items()} for side, part in zip(SIDES, (rows, columns), strict=True))
-            )
-        return Tile(*cut, self.scale, self.bias, self.extra, block=partial(self._block, *cut, place, seen, keep))
+            seen = seen_by(*({name: vector[parts[side]] for name, vector in reduced[side].items()} for side in SIDES))
+        return Tile(*cut, self.products, self.scale, self.bias, self.extra, block=partial(self._block, *cut, place, seen, keep))
 
     def _block(
         self, rows: Samples, columns: Samples, place: tuple[int, int], reduced: dict[str, tuple[Tensor, Tensor]], keep: bool
@@ -135,7 +152,7 @@ class TiledBlock:
         shared = rows.numbers.keys() & columns.numbers.keys()
         return Block(
             products=self._products(rows, columns, place, keep=keep),
-            positive=self._positive(rows, columns),
+            positive=(rows.index.unsqueeze(1) == columns.index).to(self.scale.device) if rows.may_share_pairs_with(columns) else None,
             same_text=same_text,
             guide=guide,
             scale=self.scale,
@@ -156,12 +173,3 @@ class TiledBlock:
             self.cache_bytes -= size
             self._cache[place] = products
         return products
-
-    def _positive(self, rows: Samples, columns: Samples) -> Tensor | None:
-        if self.extra is not None or rows.index[-1] < columns.index[0] or columns.index[-1] < rows.index[0]:
-            return None
-        return (rows.index.unsqueeze(1) == columns.index).to(self.scale.device)
-
-
-def _cut(pulls: Mapping[str, Pull], rows: slice) -> dict[str, Pull]:
-    return {name: Pull(pull.total[rows], pull.share[rows]) for name, pull in pulls.items()}

@@ -46,6 +46,9 @@ class Objective(Part, ABC):
     folder: ClassVar[str] = "clipscale.objectives"
     init_bias: ClassVar[float | None] = None
     """Where a learned logit bias starts; none: this objective uses no bias."""
+    one_sweep: ClassVar[bool] = False
+    """Whether every term is a sum that the loss takes linearly: what each entry is worth is then known before any term is, and the sweep
+    that reduces the terms gives the gradients too, in three matrix products instead of four."""
     takes_extras: ClassVar[bool] = False
     """Whether blocks may hold extra samples of one side, negatives of everybody: hard-negative captions, a queue."""
 

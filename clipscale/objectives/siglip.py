@@ -18,6 +18,7 @@ class Siglip(Objective):
 
     init_bias: ClassVar[float | None] = -10.0
     takes_extras: ClassVar[bool] = True
+    one_sweep: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -138,6 +138,24 @@ def test_any_ranks_grid_and_raggedness_give_the_textbook_loss_and_gradients(rank
             assert max(errors.values()) <= bar, (sizes, settings, errors)
 
 
+def compute_fused(mesh: Mesh, objective: Objective, sizes: list[int]) -> list[dict[str, Any]]:
+    batch = textbook.make_batch(sum(sizes), scale=100.0).to(torch.float32)
+    grids = [ContrastSettings(backend="triton", grid_rows=rows) for rows in (1, 2)]
+    return [compute(mesh, objective, batch, sizes, settings) for settings in grids]
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_smoothed_ignoring", "siglip", "dcl"])
+@pytest.mark.parametrize("sizes", [[20, 20, 20, 20], [37, 0, 1, 20]])
+def test_the_fused_kernels_do_so_too(ranks, name, sizes):
+    objective, loss = OBJECTIVES[name]
+    expected = textbook.gradients(loss, textbook.make_batch(sum(sizes), scale=100.0).to(torch.float32))
+    for answer in zip(*ranks(4)(compute_fused, objective, sizes), strict=True):
+        assert all(one["loss"] == answer[0]["loss"] and one["metrics"] == answer[0]["metrics"] for one in answer)
+        found = joined(answer) | {"loss": torch.tensor(answer[0]["loss"], dtype=torch.float64)}
+        errors = {key: error(found[key], expected[key], floor=1e-3) for key in expected}
+        assert max(errors.values()) <= FP32, errors
+
+
 def repeat(mesh: Mesh, sizes: list[int]) -> bool:
     batch = textbook.make_batch(sum(sizes)).to(torch.float32)
     once, again = (compute(mesh, Clip(), batch, sizes, ContrastSettings(tile_rows=2, tile_columns=2)) for _ in range(2))
@@ -201,20 +219,21 @@ class CountProducts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count_products(mesh: Mesh, rows: int, backward: bool) -> int:
+def count_products(mesh: Mesh, rows: int, backward: bool, objective: Objective) -> int:
     batch = textbook.make_batch(24).to(torch.float32)
     pairs, scale, bias = own_rows(mesh, batch, [24 // mesh.world] * mesh.world)
     settings = ContrastSettings(grid_rows=rows, tile_rows=4, tile_columns=4, cache_bytes=0)
     with CountProducts() as counter, torch.set_grad_enabled(backward):
-        contrastive_loss(Clip(), pairs, scale, bias, settings=settings, mesh=mesh)
+        contrastive_loss(objective, pairs, scale, bias, settings=settings, mesh=mesh)
     return counter.multiplications
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_each_logit_is_computed_once_in_the_world_and_four_products_suffice_for_the_gradient(ranks, rows):
     product = 24 * 24 * 12
-    assert sum(ranks(6)(count_products, rows, False)) == product
-    assert sum(ranks(6)(count_products, rows, True)) == 4 * product
+    assert sum(ranks(6)(count_products, rows, False, Clip())) == product
+    assert sum(ranks(6)(count_products, rows, True, Clip())) == 4 * product
+    assert sum(ranks(6)(count_products, rows, True, Siglip())) == 3 * product  # one sweep: what entries are worth is known beforehand
 
 
 class CountReceived(TorchDispatchMode):
