@@ -106,7 +106,7 @@ class _Call:
         family = family_of(objective, extra=tile.extra, captions=self.captions)
         assert family is not None, "this backend is chosen only where all blocks are of the family"
         self.family: Family = family
-        self.launch: Launch = launch_for(self.x.dtype, differentiates=differentiates, interpreted=INTERPRETED)
+        self.launch: Launch = launch_for(self.x.dtype, crowded=differentiates or "sum" in family.names, interpreted=INTERPRETED)
         self.programs = (math.ceil(self.lengths["x"] / self.launch.rows) * math.ceil(self.lengths["y"] / self.launch.columns),)
         nothing = tile.scale.new_zeros(())
         unread = (nothing, nothing)
