@@ -131,6 +131,7 @@ class CountProducts(TorchDispatchMode):
         ("clip", 0, 4),
         ("clip", 10**9, 3),
         ("clip", 50 * 60 * 4, None),
+        ("siglip", 0, 3),
         ({"name": "dcl", "negatives": "both"}, 0, 12),
         ({"name": "mv_dhel"}, "auto", 6),
         ({"name": "supcon", "positives": "label"}, 0, 4),
@@ -141,13 +142,19 @@ def test_the_products_made_are_those_told(objective, cache, products):
     loss = ContrastiveLoss(objective, cache=cache, tile=(50, 60))
     x, y = (torch.nn.functional.normalize(torch.randn(120, 16), dim=1).requires_grad_() for _ in range(2))
     with CountProducts() as counter:
-        loss(x, y, torch.tensor(10.0), numbers={"label": torch.arange(120) // 2}).backward()
+        loss(x, y, torch.tensor(10.0), torch.tensor(-5.0), numbers={"label": torch.arange(120) // 2}).backward()
     one = 120 * 120 * 16
     if products is None:  # the first of the six tiles is kept
         assert counter.multiplications == 4 * one - 50 * 60 * 16
         return
     assert counter.multiplications == products * one
     assert loss.cost(120, 16, 1).flops == 2 * products * one
+
+
+def test_fused_kernels_keep_no_logits_and_one_tile_of_gradients():
+    cost = ContrastiveLoss(backend="triton").cost(65_536, 512, 1, dtype=torch.bfloat16)
+    assert cost.flops == 4 * 2 * 65_536**2 * 512
+    assert cost.memory_bytes == 2 * 65_536 * 512 * 4 + 8_192 * 4_096 * 2  # gradients are summed in float32, the tile is bfloat16
 
 
 @pytest.mark.parametrize(
