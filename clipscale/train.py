@@ -163,6 +163,9 @@ class _Training:
                 self.step += 1
                 batches, waited = self._next_batches(), time.perf_counter() - started
                 self.tally.count(batches, tell=partial(self.logbook.write_bad_samples, step=self.step))
+                for name, of_ranks in self.tally.finished.items():
+                    for shards in of_ranks:
+                        self.streams[name].note(shards)
                 record = self._train_step(batches)
                 seconds = time.perf_counter() - started
                 stop = self.mesh.all_reduce_max(self.signals.received)

@@ -16,8 +16,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clipscale.data.order import BLOCK, Order, Start
-from clipscale.data.sources import OpenSource, Source
+from clipscale.data.mix import Mix, Shares
+from clipscale.data.order import BLOCK, Start
+from clipscale.data.sources import OpenSource, ShardStream, Source
 from clipscale.errors import ConfigError, DataError
 
 _HASH = 12  # hexadecimal digits: enough to tell data sets of one run apart
@@ -28,7 +29,7 @@ Recipe = dict[str, Any]
 
 def make_recipe(
     sources: Mapping[str, Source],
-    opened: Mapping[str, OpenSource],
+    opened: Mapping[str, OpenSource | ShardStream],
     *,
     seed: int,
     global_batch: int,
@@ -44,7 +45,7 @@ def make_recipe(
         "bucket_batches": bucket_batches,
         "block": BLOCK,
         "sources": {
-            name: [opened[name].fingerprint[:_HASH], int(opened[name].totals["samples"]), len(opened[name].samples), source.weight]
+            name: [opened[name].fingerprint[:_HASH], int(opened[name].totals.get("samples", 0)), len(opened[name].shards), source.weight]
             for name, source in sources.items()
         },
         **({"schedule": {str(batch): changed for batch, changed in schedule.items()}} if schedule else {}),
@@ -74,34 +75,51 @@ def check_weights(sources: Mapping[str, Source]) -> None:
             raise ConfigError(f"every source has weight 0 from global batch {batch} on; one of {', '.join(weights)} must have more")
 
 
-def state(recipe: Recipe, order: Order, *, batches: int, start: Start | None) -> dict[str, Any]:
+def shares(sources: Mapping[str, Source], *, global_batch: int) -> Shares:
+    """How rows are shared out among the sources, from the first row on."""
+    weights = {name: source.weight for name, source in sources.items()}
+    stretches = {0: weights}
+    for batch, changed in later_weights(sources).items():
+        weights = {**weights, **changed}
+        stretches[batch] = weights
+    mixes = [Mix.of(stretch) for stretch in stretches.values()]
+    return Shares(begins=[batch * global_batch for batch in stretches], mixes=mixes, taken=[0] * len(weights))
+
+
+def state(recipe: Recipe, taken: Mapping[str, int], *, batches: int, start: Start | None) -> dict[str, Any]:
     """What the checkpoint keeps: at most 4 kB for up to about 40 sources."""
-    taken = order.taken(batches)
     began = {"start": {"batch": start.batch, "taken": dict(start.taken)}} if start is not None else {}
     sources = {name: [*values, taken[name]] for name, values in recipe["sources"].items()}
     return {**recipe, "sources": sources, "batches": batches, "rows": batches * recipe["global_batch"], **began}
 
 
-def take_up(saved: Mapping[str, Any], recipe: Recipe, *, kind: str, allow_change: bool) -> tuple[int, Start | None]:
-    """Global batches taken, and where the order began if not at the first of them.
-
-    After a change, sources that are as they were go on where they stand; those that changed begin an epoch, and so do new ones.
+def check(saved: Mapping[str, Any], recipe: Recipe, *, kind: str, allow_change: bool) -> None:
+    """Refuse a checkpoint of other data, unless a change is allowed.
 
     Raises:
         DataError: the data, or what decides their order, are not those of the checkpoint; says which and how.
     """
     if not isinstance(saved, Mapping) or "recipe" not in saved:
         raise DataError(f"pair kind '{kind}': the checkpoint is of an earlier version and does not say where it stands in the data")
-    batches = int(saved["batches"])
-    if saved["recipe"] == recipe["recipe"]:
-        began = saved.get("start")
-        return batches, Start(began["batch"], began["taken"]) if began else None
-    if not allow_change:
+    if saved["recipe"] != recipe["recipe"] and not allow_change:
         raise DataError(
             f"pair kind '{kind}' was trained on other data than there are now:\n"
             + "".join(f"  {line}\n" for line in differences(saved, recipe))
             + "restore the data, name a new run, or go on with data.allow_change=true: unchanged sources then go on where they stand"
         )
+    if ("finished" in saved) != any(not values[1] for values in recipe["sources"].values()):
+        raise DataError(f"pair kind '{kind}': tars that were streamed were indexed since, or the other way round; name a new run")
+
+
+def take_up(saved: Mapping[str, Any], recipe: Recipe) -> tuple[int, Start | None]:
+    """Global batches taken, and where the order began if not at the first of them.
+
+    After a change, sources that are as they were go on where they stand; those that changed begin an epoch, and so do new ones.
+    """
+    batches = int(saved["batches"])
+    if saved["recipe"] == recipe["recipe"]:
+        began = saved.get("start")
+        return batches, Start(began["batch"], began["taken"]) if began else None
     return batches, Start(batches, {name: _goes_on_at(saved["sources"].get(name), now) for name, now in recipe["sources"].items()})
 
 
@@ -112,6 +130,14 @@ def _goes_on_at(saved: list[Any] | None, now: list[Any]) -> int:
     if saved[:3] == now[:3]:
         return int(saved[4])
     return -(-int(saved[4]) // int(saved[1])) * int(now[1])
+
+
+def finished_shards(saved: Mapping[str, Any] | None, recipe: Recipe) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Of streamed tars: global batches taken, and the finished shards of the sources that are as they were."""
+    if saved is None:
+        return 0, {}
+    same = {name: saved["sources"][name][:3] == now[:3] for name, now in recipe["sources"].items() if name in saved["sources"]}
+    return int(saved["batches"]), {name: saved["finished"][name] for name, unchanged in same.items() if unchanged}
 
 
 def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -135,7 +161,10 @@ def differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
 def _source_differences(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     lines = []
     if before["index"] != after["index"]:
-        held = [f"{values['samples']:,} samples in {values['shards']:,} shards" for values in (before, after)]
+        held = [
+            f"{values['samples']:,} samples in {values['shards']:,} shards" if values["samples"] else f"{values['shards']:,} tars"
+            for values in (before, after)
+        ]
         how = f"held {held[0]}, holds {held[1]}" if held[0] != held[1] else f"holds {held[1]} as before, but other bytes"
         lines.append(f"source '{name}' {how} (index {before['index']}, now {after['index']})")
     if before["weight"] != after["weight"]:

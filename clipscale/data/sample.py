@@ -47,10 +47,16 @@ def parse_sample(key: str, *, image: bytes | None, speech: bytes | None, text: b
     fields = _parse_record(key, record) if record is not None else {}
     captions = fields.get("captions")
     if captions is None:
-        captions = [_parse_text(key, text)] if text is not None else []
+        captions = [_parse_text(key, text)] if text is not None else _single_captions(fields)
     if not isinstance(captions, list) or not captions or not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ShardError(f"sample '{key}' has no usable caption: neither a .txt nor a list of texts under 'captions' in its .json")
     return Sample(key, image, speech, captions, fields)
+
+
+def _single_captions(fields: dict[str, Any]) -> object:
+    """The caption that a record of others holds under one of the usual names: a text, or a list of texts."""
+    found: object = next((fields[name] for name in ("caption", "text", "transcript") if fields.get(name)), [])
+    return [found] if isinstance(found, str) else found
 
 
 def _parse_text(key: str, text: bytes) -> str:
@@ -108,6 +114,9 @@ class Batch:
     """Of speech and text: places that hold something, and all places, padding included."""
     reading: dict[str, dict[str, float]] = field(default_factory=dict)
     """What each source's rows of this batch took: `rows`, `seconds` of reading and decoding, and the source's own counters."""
+
+    finished: dict[str, list[int]] = field(default_factory=dict)
+    """Of un-indexed sources: shards that were gone through with this batch (streamed.py)."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""

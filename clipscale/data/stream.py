@@ -1,7 +1,7 @@
 """From sources to batches: every rank's rows of every global batch, and of every evaluation set.
 
-A training batch is a function of its number alone, so a worker needs no state: torch's DataLoader asks its workers for
-batch numbers in turn and hands them over in order. Where a run stands is the number of batches taken. b rows on this rank.
+Of indexed sources a training batch is a function of its number alone, so a worker needs no state: torch's DataLoader asks its
+workers for batch numbers in turn and hands them over in order. Where a run stands is the number of batches taken. b rows on this rank.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import atexit
 import itertools
 import signal
-import time
+import sys
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from clipscale.data import position
-from clipscale.data.lengths import SampleLengths
-from clipscale.data.order import Order, Rows, Start
-from clipscale.data.random_numbers import combined, named_key
+from clipscale.data.indexed import IndexedBatches
+from clipscale.data.order import Start
 from clipscale.data.reader import Decoded, Reader, collate
-from clipscale.data.sample import BadSample, Batch, caption_id
-from clipscale.data.sources import OpenSource, Source
-from clipscale.data.text import choose_caption
+from clipscale.data.sample import BadSample, Batch
+from clipscale.data.sources import OpenSource, ShardStream, Source, StreamedSource
+from clipscale.data.streamed import Finished, StreamedBatches, warning
 from clipscale.errors import ConfigError, DataError, ShardError
 from clipscale.inputs import Input, Modality
 
@@ -49,120 +49,24 @@ class EvaluationBatch:
     records: list[dict[str, Any]]
 
 
-class TrainingBatches(Dataset[Batch]):
-    """This rank's rows of global batch t, for every t."""
-
-    def __init__(
-        self,
-        sources: Mapping[str, Source],
-        *,
-        kind: str,
-        inputs: Mapping[Modality, Input],
-        global_batch: int,
-        seed: int,
-        rank: int,
-        world: int,
-        lanes: int | None,
-        bucket_batches: int,
-        start: Start | None,
-    ) -> None:
-        position.check_weights(sources)
-        opened = {name: source.open() for name, source in sources.items()}
-        self._opened = list(opened.values())
-        self.order = Order(
-            {name: source.samples for name, source in opened.items()},
-            {name: source.weight for name, source in sources.items()},
-            later_weights=position.later_weights(sources),
-            seed=seed,
-            global_batch=global_batch,
-            lanes=lanes,
-            bucket_batches=bucket_batches,
-            lengths=SampleLengths(self._opened, inputs) if bucket_batches > 1 else None,
-            start=start,
-        )
-        self.start = start
-        self.recipe = position.make_recipe(
-            sources, opened, seed=seed, global_batch=global_batch, lanes=lanes, bucket_batches=bucket_batches
-        )
-        self._readers = [Reader(opened[name], inputs, cache=source.cache_decoded) for name, source in sources.items()]
-        self._names = list(sources)
-        self._seed_keys = torch.tensor([named_key(f"{seed}/{name}") for name in sources])
-        self._kind, self._inputs, self._rank, self._world = kind, inputs, rank, world
-
-    def __getitem__(self, number: int) -> Batch:
-        rows = self.order.batch(number, rank=self._rank, world=self._world)
-        seeds = combined(0, self._seed_keys[rows.source], torch.from_numpy(rows.epoch), torch.from_numpy(rows.sample))
-        samples: list[Decoded | BadSample | None] = [None] * len(seeds)
-        reading: dict[str, dict[str, float]] = {}
-        for place, name in enumerate(self._names):
-            mine = np.flatnonzero(rows.source == place).tolist()
-            if mine:
-                reading[name] = self._read(place, rows, mine, samples)
-        return self._batch(samples, seeds, rows, reading)
-
-    def _read(self, source: int, rows: Rows, mine: list[int], samples: list[Decoded | BadSample | None]) -> dict[str, float]:
-        """Put one source's rows into `samples`; what that took."""
-        begun, before = time.perf_counter(), dict(self._opened[source].counters)
-        places = [(int(rows.shard[row]), int(rows.place[row])) for row in mine]
-        for row, sample in zip(mine, self._readers[source].read(places), strict=True):
-            samples[row] = sample
-        after = self._opened[source].counters
-        grown = {name: value - before.get(name, 0) for name, value in after.items()}
-        return {"rows": len(mine), "seconds": time.perf_counter() - begun, **grown}
-
-    def _batch(
-        self, samples: Sequence[Decoded | BadSample | None], seeds: Tensor, rows: Rows, reading: dict[str, dict[str, float]]
-    ) -> Batch:
-        good = [sample if isinstance(sample, Decoded) else None for sample in samples]
-        captions = [
-            "" if sample is None else choose_caption(sample.captions, seed) for sample, seed in zip(good, seeds.tolist(), strict=True)
-        ]
-        inputs = collate(good, captions, self._inputs)
-        return Batch(
-            kind=self._kind,
-            inputs=inputs,
-            captions=captions,
-            caption_ids=torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64),
-            keys=["" if sample is None else sample.key for sample in samples],
-            seeds=seeds,
-            valid=torch.tensor([sample is not None for sample in good]),
-            bad=[self._told(bad, rows, row) for row, bad in enumerate(samples) if isinstance(bad, BadSample)],
-            filled=filled(inputs),
-            reading=reading,
-        )
-
-    def _told(self, bad: BadSample, rows: Rows, row: int) -> BadSample:
-        """With its key, the source's name in the run, and where it lies."""
-        source, shard, place = (int(column[row]) for column in (rows.source, rows.shard, rows.place))
-        opened = self._opened[source]
-        try:
-            key = opened.key(shard, place)
-        except ShardError:  # which the reason tells
-            key = bad.key
-        return BadSample(key, self._names[source], bad.reason, f"shard {opened.shards[shard]}, sample {place}")
-
-
-def filled(inputs: Mapping[Modality, Mapping[str, Tensor]]) -> dict[Modality, tuple[int, int]]:
-    """Of speech and text: places that hold something, and all places, padding included."""
-    counts: dict[Modality, tuple[int, int]] = {}
-    if "speech" in inputs:
-        waveform, length = inputs["speech"]["waveform"], inputs["speech"]["length"]
-        counts["speech"] = int(length.sum()), waveform.numel()
-    if "text" in inputs:
-        mask = inputs["text"]["mask"]
-        counts["text"] = int(mask.sum()), mask.numel()
-    return counts
-
-
-class TrainingStream(Iterator[Batch]):
+class TrainingStream(Iterator[Batch], ABC):
     """One pair kind's batches on this rank, one after the other without end; it knows where it stands."""
 
-    def __init__(self, batches: TrainingBatches, loader: DataLoader[Batch], *, start_batch: int) -> None:
-        self.order = batches.order
-        self._recipe, self._start = batches.recipe, batches.start
+    def __init__(self, batches: Dataset[Batch], *, start_batch: int, workers: int, pin_memory: bool) -> None:
         self.taken = start_batch
         """Global batches taken, counted over the whole run."""
-        self._loader = loader
+        self._loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=None if isinstance(batches, IterableDataset) else _From(start_batch),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_outlive_stop_signals,
+            prefetch_factor=PREFETCH if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # the loader draws from it, and would from the global one
+        )
         self._batches: Iterator[Batch] | None = None
 
     def __next__(self) -> Batch:
@@ -171,19 +75,59 @@ class TrainingStream(Iterator[Batch]):
             atexit.register(_end_workers, weakref.ref(self))
         batch = next(self._batches)
         self.taken += 1
+        self.note(batch.finished)
         return batch
 
     def close(self) -> None:
         """End the workers; a stream that nothing refers to any more does it by itself."""
         self._batches = None
 
+    def note(self, finished: Mapping[str, Sequence[int]]) -> None:
+        """Hear of shards that some rank has finished, by source; only un-indexed sources need to."""
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Where it stands, for the checkpoint."""
-        return position.state(self._recipe, self.order, batches=self.taken, start=self._start)
 
+    @abstractmethod
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through by the batches taken."""
+
+
+class IndexedStream(TrainingStream):
+    """Batches in an order that depends on nothing but the seed."""
+
+    def __init__(self, batches: IndexedBatches, **settings: Any) -> None:
+        super().__init__(batches, **settings)
+        self.order = batches.order
+        self._recipe, self._start = batches.recipe, batches.start
+
+    def state(self) -> dict[str, Any]:
+        return position.state(self._recipe, self.order.taken(self.taken), batches=self.taken, start=self._start)
+
+    def epochs(self) -> dict[str, float]:
         return self.order.epochs(self.taken)
+
+
+class UnindexedStream(TrainingStream):
+    """Batches of tars without an index; it stands where shards are finished."""
+
+    def __init__(self, batches: StreamedBatches, recipe: position.Recipe, **settings: Any) -> None:
+        super().__init__(batches, **settings)
+        self._recipe, self._tars = recipe, batches
+
+    def note(self, finished: Mapping[str, Sequence[int]]) -> None:
+        for name, places in finished.items():
+            for place in places:
+                self._tars.finished[name].add(place)
+
+    def state(self) -> dict[str, Any]:
+        shards = {name: finished.total for name, finished in self._tars.finished.items()}
+        finished = {name: finished.state() for name, finished in self._tars.finished.items()}
+        return {**position.state(self._recipe, shards, batches=self.taken, start=None), "finished": finished}
+
+    def epochs(self) -> dict[str, float]:
+        return {name: finished.total / len(self._tars.opened[name].shards) for name, finished in self._tars.finished.items()}
 
 
 def _end_workers(stream: weakref.ref[TrainingStream]) -> None:
@@ -218,7 +162,7 @@ def training_batches(
     bucket_batches: int = 1,
     start: Start | None = None,
     pin_memory: bool = False,
-) -> TrainingStream:
+) -> IndexedStream:
     """This rank's rows of global batches `start_batch`, `start_batch + 1`, ...: without end, the same for any world and workers.
 
     `workers` are forked processes; 0 reads in this one. Rows of a global batch go to the ranks in equal runs. With `bucket_batches`
@@ -226,14 +170,10 @@ def training_batches(
 
     Raises:
         ConfigError: the global batch cannot be shared out equally, or no source has a weight.
-        DataError: a source is missing, incomplete, empty or lacks a modality.
+        DataError: a source is missing, incomplete, empty, lacks a modality or has no index.
     """
-    if global_batch % world:
-        below = global_batch // world * world
-        raise ConfigError(
-            f"global_batch {global_batch} is not a multiple of {world} ranks; nearest that fit: {below or world}, {below + world}"
-        )
-    batches = TrainingBatches(
+    _check_shares(sources, global_batch=global_batch, world=world)
+    batches = IndexedBatches(
         sources,
         kind=kind,
         inputs={modality: inputs[modality] for modality in modalities},
@@ -245,19 +185,16 @@ def training_batches(
         bucket_batches=bucket_batches,
         start=start,
     )
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=_From(start_batch),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_outlive_stop_signals,
-        prefetch_factor=PREFETCH if workers else None,
-        multiprocessing_context="fork" if workers else None,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader draws from it, and would from the global one
-    )
-    return TrainingStream(batches, loader, start_batch=start_batch)
+    return IndexedStream(batches, start_batch=start_batch, workers=workers, pin_memory=pin_memory)
+
+
+def _check_shares(sources: Mapping[str, Source], *, global_batch: int, world: int) -> None:
+    position.check_weights(sources)
+    if global_batch % world:
+        below = global_batch // world * world
+        raise ConfigError(
+            f"global_batch {global_batch} is not a multiple of {world} ranks; nearest that fit: {below or world}, {below + world}"
+        )
 
 
 def resume_batches(
@@ -272,17 +209,60 @@ def resume_batches(
     allow_change: bool,
     **settings: Any,
 ) -> TrainingStream:
-    """`training_batches` from where a checkpoint's `TrainingStream.state()` stands, or from the start without one.
+    """Batches from where a checkpoint's `TrainingStream.state()` stands, or from the start without one; else as `training_batches`.
+
+    Sources without an index are streamed.
 
     Raises:
-        DataError: the checkpoint is of other data, and `allow_change` is not given.
+        DataError: the checkpoint is of other data, and `allow_change` is not given; or only some of the sources have an index.
     """
-    start_batch, start = 0, None
     order: dict[str, Any] = {"global_batch": global_batch, "seed": seed, "lanes": lanes, "bucket_batches": bucket_batches}
+    opened = open_sources(sources, kind=kind)
+    recipe = position.make_recipe(sources, opened, **order)
     if saved is not None:
-        opened = {name: source.open() for name, source in sources.items()}
-        start_batch, start = position.take_up(saved, position.make_recipe(sources, opened, **order), kind=kind, allow_change=allow_change)
+        position.check(saved, recipe, kind=kind, allow_change=allow_change)
+    if any(isinstance(source, StreamedSource) for source in sources.values()):
+        return _stream_tars(saved, sources, opened, recipe, kind=kind, global_batch=global_batch, seed=seed, **settings)
+    start_batch, start = position.take_up(saved, recipe) if saved is not None else (0, None)
     return training_batches(sources, kind=kind, start_batch=start_batch, start=start, **order, **settings)
+
+
+def _stream_tars(
+    saved: Mapping[str, Any] | None,
+    sources: Mapping[str, Any],
+    opened: Mapping[str, Any],
+    recipe: position.Recipe,
+    *,
+    kind: str,
+    modalities: tuple[Modality, Modality],
+    inputs: Mapping[Modality, Input],
+    global_batch: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> UnindexedStream:
+    _check_shares(sources, global_batch=global_batch, world=world)
+    if recipe["bucket_batches"] > 1:
+        raise ConfigError(f"pair kind '{kind}': bucket_batches needs lengths, which only an index tells; set it to 1, or index the tars")
+    start_batch, finished = position.finished_shards(saved, recipe)
+    if rank == 0:
+        print(warning(kind, opened), file=sys.stderr)
+    batches = StreamedBatches(
+        sources,
+        opened,
+        kind=kind,
+        inputs={modality: inputs[modality] for modality in modalities},
+        shares=position.shares(sources, global_batch=global_batch),
+        global_batch=global_batch,
+        seed=seed,
+        rank=rank,
+        world=world,
+        start_batch=start_batch,
+        finished={name: Finished(**finished.get(name, {})) for name in sources},
+    )
+    return UnindexedStream(batches, recipe, start_batch=start_batch, workers=workers, pin_memory=pin_memory)
 
 
 def _outlive_stop_signals(_worker: int) -> None:
@@ -295,18 +275,33 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def check_sources(sources: Mapping[str, Source], *, kind: str, modalities: Sequence[Modality]) -> dict[str, OpenSource]:
-    """The sources, opened, after making sure that each can feed this pair kind.
+def open_sources(sources: Mapping[str, Source], *, kind: str) -> dict[str, OpenSource | ShardStream]:
+    """The sources of a pair kind, opened.
+
+    Raises:
+        DataError: one is missing, incomplete or empty; or only some of them have an index.
+    """
+    without = [name for name, source in sources.items() if isinstance(source, StreamedSource)]
+    if without and len(without) < len(sources):
+        raise DataError(
+            f"pair kind '{kind}': {', '.join(without)} are tars without an index, the other sources have one; they do not mix: "
+            "index them (clipscale-shards index), or give them a pair kind of their own"
+        )
+    return {name: source.open_stream() if isinstance(source, StreamedSource) else source.open() for name, source in sources.items()}
+
+
+def check_sources(sources: Mapping[str, Source], *, kind: str, modalities: Sequence[Modality]) -> dict[str, OpenSource | ShardStream]:
+    """The sources, opened, after making sure that each can feed this pair kind, as far as an index tells.
 
     Raises:
         DataError: there are none; or one is missing, incomplete or empty, or samples in it lack a modality.
     """
     if not sources:
         raise DataError(f"pair kind '{kind}' has no sources; name at least one data set under its `sources`")
-    opened = {name: source.open() for name, source in sources.items()}
+    opened = open_sources(sources, kind=kind)
     for name, source in opened.items():
         for modality in modalities:
-            samples, having = int(source.totals["samples"]), int(source.totals[_COUNTED_AS[modality]])
+            samples, having = int(source.totals.get("samples", 0)), int(source.totals.get(_COUNTED_AS[modality], 0))
             if having < samples:
                 found = f"{samples - having} of its {samples} samples have none" if having else "it holds none"
                 raise DataError(f"source '{name}' of pair kind '{kind}' must give {modality}, but {found}: {source.url}")

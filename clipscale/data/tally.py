@@ -18,6 +18,8 @@ class Tally:
         self.mesh, self.budget = mesh, budget
         self.padding: dict[str, dict[str, float]] = {}
         """Share of the last batches that was padding, by pair kind and modality."""
+        self.finished: dict[str, list[dict[str, list[int]]]] = {}
+        """Shards of un-indexed sources that some rank finished with the last batches, by pair kind."""
 
     def count(self, batches: Mapping[str, Batch], *, tell: Callable[[str, Sequence[BadSample]], None]) -> None:
         """Count the batches of one step; `tell` is called with the pair kind and the bad samples of all ranks, where there are any.
@@ -26,8 +28,10 @@ class Tally:
             ShardError: too many samples could not be read.
         """
         filled = [count for batch in batches.values() for counts in batch.filled.values() for count in counts]
-        local = torch.tensor([sum(len(batch.bad) for batch in batches.values()), *filled], dtype=torch.float64, device=self.mesh.device)
-        any_bad, *sums = self.mesh.all_reduce_sum(local).tolist()
+        events = [sum(map(len, of)) for of in ([batch.bad for batch in batches.values()], [batch.finished for batch in batches.values()])]
+        local = torch.tensor([*events, *filled], dtype=torch.float64, device=self.mesh.device)
+        any_bad, any_finished, *sums = self.mesh.all_reduce_sum(local).tolist()
+        self.finished = {name: self.mesh.gather_objects(batch.finished) for name, batch in batches.items() if any_finished}
         counted = iter(zip(sums[::2], sums[1::2], strict=True))
         for name, batch in batches.items():
             self.padding[name] = {

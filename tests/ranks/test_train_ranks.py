@@ -97,3 +97,20 @@ def test_dense_and_every_grid_train_the_same_run(tmp_path: Path, data: tuple[Pat
         ranks(2)(run_training, settings(tmp_path, data, name=f"grid{number}", contrast=contrast), None)
     for number in (1, 2):
         assert torch.allclose(curve(tmp_path / f"grid{number}"), curve(tmp_path / "grid0"), rtol=2e-4)
+
+
+def test_tars_without_an_index_train_and_go_on_with_other_ranks(
+    tmp_path: Path, data: tuple[Path, Path], ranks: Callable[[int], Any]
+) -> None:
+    """3 tars of 20, 20 and 8: 12 steps of 12 are three epochs; the finished ones of both ranks stand in the checkpoint."""
+    run = tiny_run(tmp_path, data[0], engine="ddp", steps=12)
+    run["pair_kinds"]["image_text"]["sources"]["squares"] |= {"name": "tars", "shuffle_samples": 4}
+    for world, stop_after in ((2, 5), (1, 8), (3, None)):
+        ranks(world)(run_training, run, stop_after)
+    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    assert newest is not None
+    state = checkpoint.load(newest).state["data"]["image_text"]
+    finished = state["finished"]["squares"]
+    assert finished["before"] >= 3
+    assert state["batches"] == 12
+    assert [record["bad_samples"] for record in read_json_lines(tmp_path / "tiny" / "metrics.jsonl")] == [0] * 12

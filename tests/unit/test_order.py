@@ -200,12 +200,12 @@ def test_the_order_of_buckets_is_drawn_anew_for_each_group() -> None:
     assert len(set(turns)) == 4
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(4))
 def test_ranks_together_read_the_bucketed_batch_whatever_their_number(case: int) -> None:
     order = bucketed(case)
     for number in (0, 3, 17):
         whole = order.batch(number)
-        for world in (2, 3, 4, 12):
+        for world in (2, 3, 12):
             fresh = bucketed(case)
             assert same(joined([fresh.batch(number, rank=rank, world=world) for rank in range(world)]), whole)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from clipscale.data.sample import Sample
-from clipscale.errors import ShardError
+from clipscale.data.sample import BadSample, Sample
+from clipscale.errors import DataError, ShardError
 from clipscale.inputs import Modality
 from clipscale.settings import Part
 
@@ -78,4 +78,41 @@ class Source(Part, ABC):
         """
 
 
-__all__ = ["OpenSource", "Source"]
+class ShardStream(Protocol):
+    """A source without an index, opened: its shards, each of which can only be read from its start. Used from forked workers too."""
+
+    url: str
+    shards: list[str]
+    """Names of the shards."""
+    totals: dict[str, float]
+    """Empty: nothing is known before it is read."""
+    fingerprint: str
+    """Changes when a shard comes, goes or changes its size."""
+    counters: dict[str, float]
+    """As in `OpenSource`."""
+
+    def read_shard(self, shard: int) -> Iterator[Sample | BadSample]:
+        """The samples of a shard as they are stored, and what is wrong with those that cannot be read."""
+        ...
+
+
+class StreamedSource(Source, ABC):
+    """A source without an index: for training alone, and in an order that depends on the ranks."""
+
+    shuffle_samples: int = Field(default=500, gt=0)
+    """Samples that a reader keeps, still encoded, to hand out in random order."""
+
+    @abstractmethod
+    def open_stream(self) -> ShardStream:
+        """
+        Raises:
+            DataError: it is missing or empty.
+        """
+
+    def open(self) -> OpenSource:
+        raise DataError(
+            f"{self.url}: tars without an index can only be streamed for training, not looked up; index them with `clipscale-shards index`"
+        )
+
+
+__all__ = ["OpenSource", "ShardStream", "Source", "StreamedSource"]
