@@ -37,7 +37,8 @@ SINGLE = 2e-5  # the issue's bar for float32
 
 
 def gradients_of(objective: Objective, batch: textbook.Batch, **options: object) -> dict[str, Tensor]:
-    loss = ContrastiveLoss(objective, backend="triton", tile=40, **options)
+    # blocks of 32 × 16 begin and end wherever pairs do: the last row of one is the first column of another, and the other way round
+    loss = ContrastiveLoss(objective, backend="triton", tile=(17, 35), **options)
     scale, bias = batch.scale.float(), batch.bias.float()
     found = loss.loss_and_grad(batch.x, batch.y, scale, bias, text_ids=batch.ids)
     assert found.loss.dtype == torch.float32
@@ -52,7 +53,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_kernels_give_the_textbook_loss_and_gradients_in_float32(name: str, scale: float) -> None:
     objective, expected_of = OBJECTIVES[name]
-    batch = textbook.make_batch(53, width=20, scale=scale).to(torch.float32)  # blocks of 32 × 16 in tiles of 40: ragged everywhere
+    batch = textbook.make_batch(53, width=20, scale=scale).to(torch.float32)
     expected = textbook.gradients(expected_of, batch.to(torch.float64))
     found = gradients_of(objective, batch)
     for leaf in ("loss", "x", "y", "scale"):
@@ -89,6 +90,30 @@ def test_fitted_pairs_keep_their_digits() -> None:
     assert distance(found["loss"], expected["loss"]) <= 1e-4
 
 
+def test_tiny_sums_of_softplus_keep_their_digits() -> None:
+    batch = textbook.make_batch(30, width=40, scale=60.0)
+    batch.x = batch.y = functional.normalize(torch.eye(40, dtype=torch.float64)[:30] + 0.01, dim=1)
+    batch.bias = torch.tensor([-30.0], dtype=torch.float64)
+    batch = batch.to(torch.float32)
+    expected = textbook.gradients(textbook.siglip, batch.to(torch.float64))
+    assert float(expected["loss"]) < 1e-8  # 1 + e^logit is 1 in float32
+    found = gradients_of(Siglip(), batch)
+    for leaf in ("loss", "x", "y"):
+        assert distance(found[leaf], expected[leaf]) <= SINGLE
+
+
+def test_a_block_in_which_a_row_has_nothing_does_not_hide_what_others_hold() -> None:
+    batch = textbook.make_batch(17, width=24, scale=200.0)  # columns in blocks of 16 and 1: the last pair sees only itself in the second
+    centre = batch.x.mean(0)
+    batch.x, batch.y = (functional.normalize(side + sign * 20 * centre, dim=1) for side, sign in ((batch.x, 1), (batch.y, -1)))
+    batch = batch.to(torch.float32)
+    expected = textbook.gradients(textbook.clip, batch.to(torch.float64))
+    found = gradients_of(Clip(), batch)
+    assert float((batch.x @ batch.y.T).max()) * 200 < -110  # relative to 0 every exponential is 0 in float32
+    for leaf in ("loss", "x", "y"):
+        assert distance(found[leaf], expected[leaf]) <= 1e-4  # a logit of 200 is off by 1e-5
+
+
 def test_rows_and_columns_far_below_the_block_neither_underflow_nor_overflow() -> None:
     batch = textbook.make_batch(48, width=24, scale=1000.0)
     centre = batch.y.mean(0)
@@ -106,7 +131,8 @@ def test_rows_and_columns_far_below_the_block_neither_underflow_nor_overflow() -
 
 
 def test_extra_texts_are_negatives_in_the_kernels_too() -> None:
-    batch, extra = textbook.make_batch(37, width=20).to(torch.float32), textbook.make_batch(21, width=20, seed=1).to(torch.float32).y
+    batch = textbook.make_batch(37, width=20, scale=100.0).to(torch.float32)
+    extra = functional.normalize(batch.x[:21] + 0.05 * textbook.make_batch(21, width=20, seed=1).to(torch.float32).y, dim=1)
     leaves = [tensor.clone().requires_grad_() for tensor in (batch.x, batch.y, extra)]
     ContrastiveLoss(backend="triton", tile=24)(leaves[0], leaves[1], batch.scale, extra_texts=leaves[2]).backward()
     exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
@@ -117,12 +143,26 @@ def test_extra_texts_are_negatives_in_the_kernels_too() -> None:
         assert distance(ours.grad, expected.grad) <= SINGLE
 
 
-def test_metrics_come_from_the_kernels_as_from_torch() -> None:
+class Everything(Objective):
+    """One sweep over all combinations, pairs included."""
+
+    one_sweep: ClassVar[bool] = True
+
+    def terms(self, block: Block) -> Terms:
+        return {"all": SoftplusSum(block.logits)}
+
+    def row_loss(self, row: Row) -> Tensor:
+        return row["all"] - row.positive
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize("objective", [Clip(), Siglip(), Everything()])
+def test_metrics_come_from_the_kernels_as_from_torch(objective: Objective, with_ids: bool) -> None:
     batch = textbook.make_batch(53, width=20).to(torch.float32)
     told = {}
     for backend in ("torch", "triton"):
-        loss = ContrastiveLoss(backend=backend, tile=40)
-        loss(batch.x, batch.y, batch.scale, text_ids=batch.ids)
+        loss = ContrastiveLoss(objective, backend=backend, tile=40)
+        loss(batch.x.requires_grad_(), batch.y, batch.scale, batch.bias, text_ids=batch.ids if with_ids else None)
         told[backend] = {name: float(value) for name, value in loss.metrics.items()}
     assert told["triton"] == pytest.approx(told["torch"], rel=1e-6)
 
@@ -173,6 +213,16 @@ class Mixed(Objective):
         return row["negatives"] - row["all"]
 
 
+class Sided(Objective):
+    """A term for one side alone."""
+
+    def terms(self, block: Block) -> Terms:
+        return {"negatives": LogSumExp(block.logits, block.left_out(), "x")}
+
+    def row_loss(self, row: Row) -> Tensor:
+        return row.positive if row.side == "y" else row["negatives"]
+
+
 def test_the_family_is_known_by_its_terms_alone() -> None:
     def known(objective: Objective, *, extras: tuple[str, ...] = (), captions: bool = False) -> bool:
         return knows(objective, extras=frozenset(extras), captions=captions)
@@ -181,7 +231,7 @@ def test_the_family_is_known_by_its_terms_alone() -> None:
         assert known(objective), objective
         assert known(objective, captions=True), objective
     assert known(Clip(label_smoothing=0.1), extras=("x", "y"))
-    for objective in (Cwcl(), Dcl(negatives="both"), MvDhel(num_views=3), Halved(), Mixed(), Supcon(), Decoupled()):
+    for objective in (Cwcl(), Dcl(negatives="both"), MvDhel(num_views=3), Halved(), Mixed(), Sided(), Supcon(), Decoupled()):
         assert not known(objective, captions=True), objective
 
 
