@@ -12,6 +12,7 @@ from clipscale.errors import ClipscaleError
 from data_tools.commands.build import HELP as BUILD_HELP
 from data_tools.commands.build import build
 from data_tools.commands.describe import describe
+from data_tools.commands.finish import finish
 from data_tools.commands.verify import HELP as VERIFY_HELP
 from data_tools.commands.verify import verify
 from data_tools.terminal import errors, say
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.command(help=BUILD_HELP)(build)
+app.command()(finish)
 app.command()(describe)
 app.command(help=VERIFY_HELP)(verify)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -51,6 +52,10 @@ class Plan:
     """Of all image files: what a data set that keeps them as they are will need at least."""
     dates: str
     """Fingerprint of when the files were changed last."""
+    known_failures: dict[str, int]
+    """Rows that cannot become samples, as far as known without reading media, by reason."""
+    first_failure: str
+    """The first of them."""
 
     @property
     def fingerprint(self) -> str:
@@ -60,10 +65,11 @@ class Plan:
 
 def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     """Write the plan of `rows`; memory holds one shard's rows at a time."""
-    shard_rows, fingerprints, image_bytes, dates = [], [], 0, hashlib.sha256()
+    shard_rows, fingerprints, image_bytes, dates = list[int](), list[str](), 0, hashlib.sha256()
+    failures, first = Counter[str](), ""
     salt = f"{__version__} {packing.model_dump_json()}".encode()
     source = iter(rows)
-    with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd") as writer:
+    with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd", write_statistics=False) as writer:
         while shard := list(islice(source, packing.samples_per_shard)):
             digest = hashlib.sha256(salt)
             columns: list[tuple[Any, ...]] = []
@@ -74,11 +80,31 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
                 image_bytes += image.size
                 dates.update(b"%d %d " % (image.changed, speech.changed))
                 columns.append(values)
+                if row.problem or image.missing or speech.missing:
+                    missing = row.image if image.missing else row.speech
+                    problem = row.problem or f"missing file: {missing!s}"
+                    failures[problem.partition(": ")[0]] += 1
+                    first = first or _clean(f"{row.name}: {problem}")
             fingerprints.append(digest.hexdigest())
             arrays = [pyarrow.array(column, kind.type) for column, kind in zip(zip(*columns, strict=True), _PLAN, strict=True)]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=_PLAN), row_group_size=len(shard))
             shard_rows.append(len(shard))
-    return Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest())
+        plan = Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest(), dict(failures), first)
+        writer.add_key_value_metadata({"plan": json.dumps({item.name: getattr(plan, item.name) for item in fields(plan)[1:]})})
+    return plan
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        OSError: it is not there, or no plan.
+    """
+    try:
+        metadata = pyarrow.parquet.read_metadata(path).metadata
+        return Plan(path, **json.loads(metadata[b"plan"]))
+    except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise OSError(f"{path} is not a whole plan: {error}") from error
 
 
 def read_plan(path: Path, shard: int) -> Iterator[Row]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from clipscale.data.shards import ShardInfo, ShardWriter, finished_shard
 from clipscale.errors import DataError, ShardError
 from data_tools.images import pack_image
 from data_tools.media import read_medium
+from data_tools.output import WORK, Output, StoreOutput
 from data_tools.packing import BadRow, Packing
 from data_tools.plan import read_plan
 from data_tools.pool import Count, Progress
@@ -26,9 +25,7 @@ _MAX_TEXT_BYTES = 1 << 19  # of captions and record together; readers refuse 1 M
 class ShardJob:
     """One shard to build."""
 
-    output: Path
-    work: Path
-    """Folder of the plan and of the lists of failures, removed when the data set is whole."""
+    output: Output
     number: int
     rows: int
     fingerprint: str
@@ -50,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of a job; no shard when every row failed. The failures themselves stay on disk."""
+    """What came of a job; no shard when every row failed. The failures themselves stay in its mark."""
 
     number: int
     shard: ShardInfo | None
@@ -59,55 +56,71 @@ class ShardResult:
     reused: bool
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What a finished job leaves in the work folder: which plan it was for, its shard, and the rows that failed."""
+
+    plan: str
+    shard: ShardInfo | None
+    failures: list[Failure]
+
+    def result(self, number: int, *, reused: bool) -> ShardResult:
+        return ShardResult(number, self.shard, Counter(failure.reason for failure in self.failures), reused)
+
+    def line(self) -> str:
+        """As JSON."""
+        shard = self.shard and {name: value.hex() if isinstance(value, bytes) else value for name, value in vars(self.shard).items()}
+        return json.dumps({"plan": self.plan, "shard": shard, "failures": [asdict(failure) for failure in self.failures]})
+
+
 class _NothingToWrite(Exception):
     """Every row failed."""
 
 
 def build_shard(job: ShardJob, count: Count) -> ShardResult:
-    """Build the shard, unless it stands already; its failures are written down last, which marks the job as done."""
-    failures = read_failures(job.work, job.number)
-    if failures is not None:
-        info = finished_shard(job.output, job.shard, plan=job.fingerprint)
-        if info or len(failures) == job.rows:
-            count(Progress(job.rows, len(failures)))
-            return ShardResult(job.number, info, _reasons(failures), reused=True)
+    """Build the shard, unless it stands already; its mark is written last, and says that the job is done."""
+    mark = read_mark(job.output, job.number)
+    if mark and mark.plan == job.fingerprint and _stands(job, mark):
+        count(Progress(job.rows, len(mark.failures)))
+        return mark.result(job.number, reused=True)
     info, failures = _write(job, count)
-    write_lines(_failures_path(job.work, job.number), [json.dumps([asdict(failure) for failure in failures])])
-    return ShardResult(job.number, info, _reasons(failures), reused=False)
+    if info:
+        job.output.publish(f"{job.shard}.tar", f"{job.shard}.parquet")
+    mark = Mark(job.fingerprint, info, failures)
+    job.output.write_lines(_mark_name(job.number), [mark.line()])
+    return mark.result(job.number, reused=False)
 
 
-def read_failures(work: Path, number: int) -> list[Failure] | None:
-    """The rows of a shard that failed; None when its job is not done."""
-    path = _failures_path(work, number)
-    return [Failure(**failure) for failure in json.loads(path.read_text())] if path.exists() else None
+def _stands(job: ShardJob, mark: Mark) -> bool:
+    """Whether the shard is there and undamaged; in a store only whether it has its size, since reading it would be fetching it."""
+    if mark.shard is None:
+        return True
+    if isinstance(job.output, StoreOutput):
+        return job.output.size(f"{job.shard}.tar") == mark.shard.tar_bytes and job.output.size(f"{job.shard}.parquet") is not None
+    return finished_shard(job.output.folder, job.shard, plan=job.fingerprint) == mark.shard
 
 
-def _failures_path(work: Path, number: int) -> Path:
-    return work / f"{number:06d}.json"
+def read_mark(output: Output, number: int) -> Mark | None:
+    """What the job of a shard has left; None when it is not done."""
+    data = output.read(_mark_name(number))
+    if data is None:
+        return None
+    values = json.loads(data)
+    shard = values["shard"]
+    if shard:
+        shard |= {name: bytes.fromhex(shard[name]) for name in ("sha256", "sidecar_sha256")}
+    return Mark(values["plan"], shard and ShardInfo(**shard), [Failure(**failure) for failure in values["failures"]])
 
 
-def _reasons(failures: Sequence[Failure]) -> Counter[str]:
-    return Counter(failure.reason for failure in failures)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file that stands under its name only when it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _mark_name(number: int) -> str:
+    return f"{WORK}/{number:06d}.json"
 
 
 def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]]:
     failures: list[Failure] = []
     try:
-        with ShardWriter(job.output, job.shard, plan=job.fingerprint) as writer:
-            for index, row in enumerate(read_plan(job.work / "plan.parquet", job.number)):
+        with ShardWriter(job.output.folder, job.shard, plan=job.fingerprint) as writer:
+            for index, row in enumerate(read_plan(job.output.plan, job.number)):
                 try:
                     size = _write_row(writer, f"{job.number:06d}{index:06d}", row, job.packing)
                     count(Progress(1, 0, size))

@@ -142,8 +142,10 @@ class ShardWriter:
             if kind is None:
                 self._commit()
         finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            try:
+                self._file.close()
+            finally:  # closing writes what is left, and fails when the disk is full
+                self._temporary.unlink(missing_ok=True)
 
     def _commit(self) -> None:
         end = self._position + 2 * _BLOCK

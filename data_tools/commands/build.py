@@ -14,7 +14,7 @@ from clipscale.errors import ConfigError
 from data_tools.terminal import errors, progress_line, say, size
 
 if TYPE_CHECKING:
-    from data_tools.build import BuildSummary
+    from data_tools.finish import BuildSummary
     from data_tools.packing import Packing
     from data_tools.rows import Row, Rows
 
@@ -61,6 +61,7 @@ Examples:
 _COLUMNS = "Tables, JSONL, parquet, corpora: which column holds what"
 _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
+_NODES = "Several nodes: each runs the same command with its own --node"
 _CHOICE = "Which rows are packed"
 _IMAGES = "What images become"
 
@@ -99,7 +100,11 @@ class CheckImages(Enum):
 def build(
     input: Annotated[Path, typer.Argument(help="A file, a folder, or a pattern in quotes: see above.", show_default=False)],
     output: Annotated[
-        Path, typer.Argument(help="Folder for the data set; new, empty, or one that an interrupted build left.", show_default=False)
+        str,
+        typer.Argument(
+            help="Folder for the data set, or the fsspec address of one (s3://bucket/photos): new, empty, or left by an interrupted build.",
+            show_default=False,
+        ),
     ],
     image_column: Annotated[
         str | None, typer.Option(rich_help_panel=_COLUMNS, help="Column with images, or their file names.", show_default="guessed")
@@ -240,6 +245,25 @@ def build(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
     ] = None,
+    node: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_NODES,
+            min=0,
+            help="This is node N of several, counted from 0; node 0 writes the plan.",
+            show_default="the only one",
+        ),
+    ] = None,
+    of: Annotated[
+        int | None, typer.Option(rich_help_panel=_NODES, min=1, help="How many nodes build OUTPUT together.", show_default="1")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", rich_help_panel=_NODES, help="Write the plan into OUTPUT, and no shard.")
+    ] = False,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(help="Folder in which shards wait for their upload, when OUTPUT is an address.", show_default="temporary"),
+    ] = None,
     max_bad: Annotated[
         float,
         typer.Option(
@@ -249,6 +273,7 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is taken for what and the first ten rows; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another data set that OUTPUT holds.")] = False,
 ) -> None:
+    from data_tools.build import Node
     from data_tools.build import build as build_dataset
     from data_tools.rows import open_rows
 
@@ -286,10 +311,23 @@ def build(
     if dry_run:
         _show_rows(rows, packing)
         return
+    if (node is None) != (of is None):
+        raise ConfigError("--node and --of go together: --node 0 --of 4 is the first of four")
     started = time.monotonic()
     with progress_line() as show:
-        summary = build_dataset(rows, output, packing=packing, workers=workers, max_bad=max_bad, overwrite=overwrite, show=show)
-    _show_summary(summary, time.monotonic() - started)
+        summary = build_dataset(
+            rows,
+            output,
+            packing=packing,
+            workers=workers,
+            max_bad=max_bad,
+            overwrite=overwrite,
+            node=None if node is None else Node(node, of or 1),
+            plan_only=plan_only,
+            scratch=scratch,
+            show=show,
+        )
+    show_summary(summary, time.monotonic() - started)
 
 
 def _packing(**settings: Any) -> Any:
@@ -314,7 +352,7 @@ def _show_guesses(rows: Rows) -> None:
 
 
 def _show_rows(rows: Rows, packing: Packing) -> None:
-    from data_tools.build import chosen_rows
+    from data_tools.claim import chosen_rows
 
     for row in islice(chosen_rows(rows, packing), 10):
         say("\n".join(_row_lines(row, packing)))
@@ -352,9 +390,15 @@ def _kind(what: str, data: bytes) -> str:
     return f"{speech_suffix(data)} of {frames / rate:.2f} s at {rate} Hz"
 
 
-def _show_summary(summary: BuildSummary, seconds: float) -> None:
+def show_summary(summary: BuildSummary, seconds: float) -> None:
+    """Say what a build came to."""
     kept = f" ({summary.reused_shards} stood already)" if summary.reused_shards else ""
-    say(f"{summary.output}: {summary.samples:,} samples in {summary.shards} shards{kept}, {size(summary.bytes)}, {seconds:.1f} s")
+    say(f"{summary.output}: {summary.samples:,} samples in {summary.shards:,} shards{kept}, {size(summary.bytes)}, {seconds:.1f} s")
     if summary.failures:
         counts = ", ".join(f"{reason} {number}" for reason, number in sorted(summary.failures.items()))
-        say(f"left out: {counts}; see {summary.output / 'failures.jsonl'}")
+        say(f"left out: {counts}; see {summary.output.rstrip('/')}/failures.jsonl")
+    if summary.unfinished:
+        say(
+            f"{summary.unfinished:,} shards are still to be built, by other nodes or by this command again; the node that ends last writes "
+            f"the index, or: clipscale-shards finish {summary.output}"
+        )

@@ -107,7 +107,10 @@ def test_describing_what_is_no_data_set_ends_with_2(tmp_path: Path) -> None:
 def test_when_rows_fail_the_build_ends_with_1_and_lists_them(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("file,caption\n1.jpg,one\n[bold]2.jpg,two\n")
     (tmp_path / "1.jpg").write_bytes(b"no picture")
-    output = run("build", tmp_path / "in.csv", tmp_path / "out", code=1)
+    output = run("build", tmp_path / "in.csv", tmp_path / "out", code=2)
+    assert "1 of 2 rows cannot be packed (missing file 1); first: in.csv:3: missing file: " in output
+    assert not (tmp_path / "out").exists()
+    output = run("build", tmp_path / "in.csv", tmp_path / "out", "--max-bad", 0.5, code=1)
     assert "2 of 2 rows failed (unreadable image 1, missing file 1)" in output
     assert "[bold]2.jpg" in (tmp_path / "out" / "failures.jsonl").read_text()
 

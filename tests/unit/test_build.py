@@ -128,6 +128,7 @@ def test_a_build_that_stopped_half_way_goes_on_and_ends_the_same(tmp_path: Path)
             make(source, tmp_path / "out", show=stop)
     assert not (tmp_path / "out" / "index.parquet").exists()
     assert (tmp_path / "out" / "000000.tar").exists()
+    assert len(list((tmp_path / "out" / ".build").glob("*.json"))) == 1
     assert make(source, tmp_path / "out").reused_shards == 1
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -173,8 +174,11 @@ def test_a_pipe_among_the_files_fails_and_does_not_hang(tmp_path: Path) -> None:
 
 def test_too_many_failures_end_the_build_and_more_tolerance_finishes_it_from_there(tmp_path: Path) -> None:
     rows, packing = broken_rows(tmp_path), Packing(samples_per_shard=8)
-    with pytest.raises(RunError, match=r"6 of 36 rows failed.*first: gone.*--max-bad 0\.167"):
+    with pytest.raises(DataError, match=r"1 of 36 rows cannot be packed \(missing file 1\); first: gone: .*say --max-bad 0\.028"):
         build(rows, tmp_path / "out", packing=packing, workers=1)
+    assert not (tmp_path / "out").exists()  # what can be known before work is said before work
+    with pytest.raises(RunError, match=r"6 of 36 rows failed.*first: gone.*--max-bad 0\.167"):
+        build(rows, tmp_path / "out", packing=packing, workers=1, max_bad=0.028)
     assert not (tmp_path / "out" / "index.parquet").exists()
     assert build(rows, tmp_path / "out", packing=packing, workers=1, max_bad=0.167).reused_shards == 5
 
