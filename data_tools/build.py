@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clipscale.errors import ConfigError, DataError, RunError
 from data_tools.claim import check_output, claim, read_about, request
+from data_tools.fetch.fetching import Fetching
 from data_tools.finish import BuildSummary, finish, marked_results, standing
 from data_tools.output import Output, open_output
 from data_tools.packing import Packing
 from data_tools.plan import Plan, load_plan
 from data_tools.pool import Progress, run_all, usable_cores
 from data_tools.rows import Row, Rows
-from data_tools.shard_job import ShardJob, ShardResult, build_shard
+from data_tools.shard_job import ShardJob, ShardResult, build_shard, standing_shard
 
 _LOOK_S = 0.5  # how often a node looks whether the plan is there
 
@@ -48,7 +49,8 @@ def build(
     *,
     packing: Packing | None = None,
     workers: int | None = None,
-    max_bad: float = 0.01,
+    max_bad: float | None = None,
+    fetching: Fetching | None = None,
     overwrite: bool = False,
     node: Node | None = None,
     plan_only: bool = False,
@@ -62,7 +64,8 @@ def build(
         output: a folder, or the fsspec address of one.
         packing: shard size and what is done to media.
         workers: processes; None is one a core.
-        max_bad: the largest share of rows that may fail.
+        max_bad: the largest share of rows that may fail; None is 0.01, and all where media are fetched.
+        fetching: how media on the web are fetched.
         overwrite: replace another data set that `output` holds.
         node: build this node's share of the shards; the node that ends last writes the index.
         plan_only: write the plan and no shard.
@@ -83,13 +86,13 @@ def build(
             there = standing(place)
             if there or plan_only:
                 return there or _unfinished(place, plan, [])
-            results = _run_jobs(place, plan, packing, node, workers, show)
-            return _end(place, plan, results, max_bad)
+            results = _run_jobs(place, plan, packing, node, workers, fetching or Fetching(), show)
+            return _end(place, plan, results, plan.most_bad(max_bad))
     except OSError as error:
         raise RunError(f"building {output}: {error}. What is finished is kept: run the same command again") from error
 
 
-def finish_build(output: Path | str, *, max_bad: float = 0.01, scratch: Path | None = None) -> BuildSummary:
+def finish_build(output: Path | str, *, max_bad: float | None = None, scratch: Path | None = None) -> BuildSummary:
     """Write the index of a data set whose shards several nodes have built.
 
     Raises:
@@ -104,7 +107,7 @@ def finish_build(output: Path | str, *, max_bad: float = 0.01, scratch: Path | N
         if not place.fetch_plan():
             raise DataError(f"output {output}: no build in it to finish, and no data set; run clipscale-shards build")
         plan = load_plan(place.plan)
-        summary = _end(place, plan, [], max_bad)
+        summary = _end(place, plan, [], plan.most_bad(max_bad))
         if summary.unfinished:
             missing = sorted(set(range(len(plan.shard_rows))) - place.marks())
             raise RunError(
@@ -146,7 +149,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _plan(
-    place: Output, rows: Rows | Iterable[Row], packing: Packing, max_bad: float, overwrite: bool, node: Node | None, wait_s: float
+    place: Output, rows: Rows | Iterable[Row], packing: Packing, max_bad: float | None, overwrite: bool, node: Node | None, wait_s: float
 ) -> Plan:
     """The plan: made here, or that of several nodes, which node 0 makes unless it stands."""
     if node is None:
@@ -186,7 +189,13 @@ def _shared_plan(place: Output, rows: Rows | Iterable[Row], packing: Packing) ->
 
 
 def _run_jobs(
-    place: Output, plan: Plan, packing: Packing, node: Node | None, workers: int | None, show: Callable[[Progress, int], None] | None
+    place: Output,
+    plan: Plan,
+    packing: Packing,
+    node: Node | None,
+    workers: int | None,
+    fetching: Fetching,
+    show: Callable[[Progress, int], None] | None,
 ) -> list[ShardResult]:
     jobs = [
         ShardJob(place, number, rows, fingerprint, packing)
@@ -195,5 +204,36 @@ def _run_jobs(
     ]
     total = sum(job.rows for job in jobs)
     processes = 1 if place.url.startswith("memory:") else min(workers or usable_cores(), max(1, len(jobs)))
-    results = run_all(build_shard, jobs, workers=processes, show=lambda progress: show(progress, total) if show else None)
-    return sorted(results, key=lambda result: result.number)
+    shown = _Shown(show, total)
+    ready = _fetched(jobs, fetching, shown) if plan.addresses else jobs
+    return sorted(run_all(build_shard, ready, workers=processes, show=shown.packing), key=lambda result: result.number)
+
+
+@dataclass
+class _Shown:
+    """Progress of packing and of fetching, shown as one."""
+
+    show: Callable[[Progress, int], None] | None
+    total: int
+    packed: Progress = field(default_factory=Progress)
+    doing: str = ""
+
+    def packing(self, progress: Progress) -> None:
+        self.packed = progress
+        self._tell()
+
+    def fetching(self, doing: str) -> None:
+        self.doing = doing
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.show:
+            self.show(replace(self.packed, doing=self.doing), self.total)
+
+
+def _fetched(jobs: Iterable[ShardJob], fetching: Fetching, shown: _Shown) -> Iterator[ShardJob]:
+    from data_tools.fetch.crawl import fetched_ahead
+
+    return fetched_ahead(
+        jobs, fetching, stands=lambda job: standing_shard(job) is not None, show=lambda count: shown.fetching(count.line())
+    )

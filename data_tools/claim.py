@@ -38,7 +38,7 @@ def check_output(output: Output) -> None:
         raise DataError(f"output {output.url}: the folder holds shards that were not built here; give a new or empty folder")
 
 
-def claim(output: Output, rows: Rows | Iterable[Row], packing: Packing, *, max_bad: float, overwrite: bool) -> Plan:
+def claim(output: Output, rows: Rows | Iterable[Row], packing: Packing, *, max_bad: float | None, overwrite: bool) -> Plan:
     """Write the plan, and make sure that the output is for it.
 
     Raises:
@@ -48,7 +48,7 @@ def claim(output: Output, rows: Rows | Iterable[Row], packing: Packing, *, max_b
     try:
         plan = write_plan(new, chosen_rows(rows, packing), packing)
         about = _about(rows, packing, plan)
-        _check_rows(rows, packing, plan, max_bad)
+        _check_rows(rows, packing, plan, plan.most_bad(max_bad))
         found = read_about(output)
         if found and found.get("fingerprint") != plan.fingerprint and not overwrite:
             raise DataError(_difference(output, found, about))

@@ -79,6 +79,27 @@ class TarMember(StoredMedium):
         return data
 
 
+@dataclass(frozen=True)
+class Address(StoredMedium):
+    """A medium on the web; fetched before its shard is built (data_tools/fetch)."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def state(self) -> MediumState:
+        return MediumState(["address", self.url], 0, 0)
+
+    def read(self) -> bytes:
+        raise BadRow("not fetched", self.url)
+
+
+def is_address(text: Any) -> bool:
+    """Whether this is a text that names something on the web."""
+    return isinstance(text, str) and text.strip()[:8].lower().startswith(("http://", "https://"))
+
+
 def medium_state(medium: Medium | None) -> MediumState:
     """What is known of the medium without reading it."""
     if medium is None:

@@ -20,11 +20,11 @@ import pyarrow.parquet
 
 from clipscale import __version__
 from data_tools.cells import ArrowCell, ParquetCell
-from data_tools.media import Medium, MediumState, StoredMedium, TarMember, medium_state
+from data_tools.media import Address, Medium, MediumState, StoredMedium, TarMember, medium_state
 from data_tools.packing import Packing
 from data_tools.rows import Row
 
-_KINDS: dict[str, type[StoredMedium]] = {kind.__name__: kind for kind in (TarMember, ParquetCell, ArrowCell)}
+_KINDS: dict[str, type[StoredMedium]] = {kind.__name__: kind for kind in (TarMember, ParquetCell, ArrowCell, Address)}
 _PLAN = pyarrow.schema(
     [
         ("name", pyarrow.string()),
@@ -56,6 +56,12 @@ class Plan:
     """Rows that cannot become samples, as far as known without reading media, by reason."""
     first_failure: str
     """The first of them."""
+    addresses: int = 0
+    """Media that must be fetched."""
+
+    def most_bad(self, asked: float | None) -> float:
+        """The share of rows that may fail: as asked, else 0.01, and any share where media must be fetched."""
+        return (1.0 if self.addresses else 0.01) if asked is None else asked
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +72,7 @@ class Plan:
 def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     """Write the plan of `rows`; memory holds one shard's rows at a time."""
     shard_rows, fingerprints, image_bytes, dates = list[int](), list[str](), 0, hashlib.sha256()
-    failures, first = Counter[str](), ""
+    failures, first, addresses = Counter[str](), "", 0
     salt = f"{__version__} {packing.model_dump_json()}".encode()
     source = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd", write_statistics=False) as writer:
@@ -78,6 +84,7 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
                 values = _values(row)
                 digest.update(_identity(values, image, speech))
                 image_bytes += image.size
+                addresses += isinstance(row.image, Address) + isinstance(row.speech, Address)
                 dates.update(b"%d %d " % (image.changed, speech.changed))
                 columns.append(values)
                 if row.problem or image.missing or speech.missing:
@@ -89,7 +96,7 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
             arrays = [pyarrow.array(column, kind.type) for column, kind in zip(zip(*columns, strict=True), _PLAN, strict=True)]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=_PLAN), row_group_size=len(shard))
             shard_rows.append(len(shard))
-        plan = Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest(), dict(failures), first)
+        plan = Plan(path, shard_rows, fingerprints, image_bytes, dates.hexdigest(), dict(failures), first, addresses)
         writer.add_key_value_metadata({"plan": json.dumps({item.name: getattr(plan, item.name) for item in fields(plan)[1:]})})
     return plan
 

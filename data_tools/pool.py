@@ -34,6 +34,8 @@ class Progress:
     rows: int = 0
     failed: int = 0
     bytes: int = 0
+    doing: str = ""
+    """What else is under way."""
 
 
 Count = Callable[[Progress], None]
@@ -64,11 +66,11 @@ def _here(function: Callable[[Item, Count], Result], items: Iterable[Item], show
         totals[:] = [totals[0] + step.rows, totals[1] + step.failed, totals[2] + step.bytes]
         if time.monotonic() - shown > _LOOK_S:
             shown = time.monotonic()
-            show(Progress(*totals))
+            show(Progress(totals[0], totals[1], totals[2]))
 
     for item in items:
         yield function(item, count)
-    show(Progress(*totals))
+    show(Progress(totals[0], totals[1], totals[2]))
 
 
 def _in_processes(

@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from clipscale.data.shards import ShardInfo, ShardWriter, finished_shard
 from clipscale.errors import DataError, ShardError
+from data_tools.fetch.store import forget, with_bodies
 from data_tools.images import pack_image
 from data_tools.media import read_medium
 from data_tools.output import WORK, Output, StoreOutput
@@ -34,6 +36,11 @@ class ShardJob:
     @property
     def shard(self) -> str:
         return f"{self.number:06d}"
+
+    @property
+    def work(self) -> Path:
+        """The folder of the plan and of what is fetched, on this machine."""
+        return self.output.plan.parent
 
 
 @dataclass(frozen=True)
@@ -79,16 +86,25 @@ class _NothingToWrite(Exception):
 
 def build_shard(job: ShardJob, count: Count) -> ShardResult:
     """Build the shard, unless it stands already; its mark is written last, and says that the job is done."""
-    mark = read_mark(job.output, job.number)
-    if mark and mark.plan == job.fingerprint and _stands(job, mark):
-        count(Progress(job.rows, len(mark.failures)))
-        return mark.result(job.number, reused=True)
+    standing = standing_shard(job)
+    if standing:
+        count(Progress(job.rows, standing.reasons.total()))
+        forget(job.work, job.number)
+        return standing
     info, failures = _write(job, count)
     if info:
         job.output.publish(f"{job.shard}.tar", f"{job.shard}.parquet")
     mark = Mark(job.fingerprint, info, failures)
     job.output.write_lines(_mark_name(job.number), [mark.line()])
+    forget(job.work, job.number)
     return mark.result(job.number, reused=False)
+
+
+def standing_shard(job: ShardJob) -> ShardResult | None:
+    """What came of a job that is done already, and undamaged; else None."""
+    mark = read_mark(job.output, job.number)
+    whole = mark is not None and mark.plan == job.fingerprint and _stands(job, mark)
+    return mark.result(job.number, reused=True) if mark and whole else None
 
 
 def _stands(job: ShardJob, mark: Mark) -> bool:
@@ -120,7 +136,7 @@ def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]
     failures: list[Failure] = []
     try:
         with ShardWriter(job.output.folder, job.shard, plan=job.fingerprint) as writer:
-            for index, row in enumerate(read_plan(job.output.plan, job.number)):
+            for index, row in enumerate(with_bodies(read_plan(job.output.plan, job.number), job.work, job.number)):
                 try:
                     size = _write_row(writer, f"{job.number:06d}{index:06d}", row, job.packing)
                     count(Progress(1, 0, size))

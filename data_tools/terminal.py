@@ -38,7 +38,9 @@ def progress_line(doing: str = "building") -> Iterator[Callable[[Progress, int],
 
         def show(progress: Progress, total: int) -> None:
             rate = progress.rows / max(time.monotonic() - started, 1e-3)
-            more = f"{progress.failed} failed · {size(progress.bytes)} · {rate:,.0f} rows/s"
+            more = (
+                f"{progress.doing}{' · ' if progress.doing else ''}{progress.failed} failed · {size(progress.bytes)} · {rate:,.0f} rows/s"
+            )
             bar.update(task, total=total, completed=progress.rows, more=more)
 
         yield show

@@ -6,7 +6,7 @@ import time
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +14,7 @@ from clipscale.errors import ConfigError
 from data_tools.terminal import errors, progress_line, say, size
 
 if TYPE_CHECKING:
+    from data_tools.fetch.fetching import Fetching
     from data_tools.finish import BuildSummary
     from data_tools.packing import Packing
     from data_tools.rows import Row, Rows
@@ -36,6 +37,8 @@ INPUT is one of
 - speech corpora: a .tsv of Common Voice, a folder of LibriSpeech, a .csv of Fluent Speech Commands, a .jsonl of SLURP, the folder
 of Google Speech Commands
 
+- addresses of the web (http, https): a .txt with one a line and its caption behind a tab, or a column of a table, JSONL or parquet
+
 - webdataset tars, as img2dataset, open_clip or CLAP make them: a folder of them, one, or a pattern in quotes
 
 Nothing is guessed silently: what is taken for what is printed first, and --dry-run stops there. Run the same command again after
@@ -53,6 +56,8 @@ Examples:
 
     clipscale-shards build 'data/train-*.parquet' shards/ --caption-column text
 
+    clipscale-shards build laion.parquet shards/ --image-column URL --caption-column TEXT --resize shorter:256
+
     clipscale-shards build speech_commands_v0.02/ shards/ --split test
 
     clipscale-shards build commands.csv shards/ --speech-column path --caption-column transcription --slot-column action
@@ -62,8 +67,12 @@ _COLUMNS = "Tables, JSONL, parquet, corpora: which column holds what"
 _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
 _NODES = "Several nodes: each runs the same command with its own --node"
+_WEB = "Addresses of the web: how they are fetched"
 _CHOICE = "Which rows are packed"
 _IMAGES = "What images become"
+
+
+Kind = TypeVar("Kind", bound="Packing | Fetching")
 
 
 class CaptionsFrom(Enum):
@@ -265,11 +274,42 @@ def build(
         typer.Option(help="Folder in which shards wait for their upload, when OUTPUT is an address.", show_default="temporary"),
     ] = None,
     max_bad: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, help="Largest share of rows that may fail (unreadable, missing, no caption); beyond it the build fails."
+            min=0,
+            max=1,
+            help="Largest share of rows that may fail (unreadable, missing, no caption); beyond it the build fails.",
+            show_default="0.01; 1 where media are fetched",
         ),
-    ] = 0.01,
+    ] = None,
+    deadline: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest time for one address in seconds, redirects included.")] = 60.0,
+    connect_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest wait for a connection, seconds.")] = 10.0,
+    read_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest silence of a server, seconds.")] = 15.0,
+    max_bytes: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Largest image or recording that is fetched.")] = 32_000_000,
+    threads: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Addresses fetched at the same time.")] = 32,
+    per_host: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Of one host.")] = 4,
+    host_rate: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Most requests a second to one host; 0: no limit.")] = 10.0,
+    tries: Annotated[
+        int, typer.Option(rich_help_panel=_WEB, help="How often to ask where another time may help: timeouts, 429, 503 and such.")
+    ] = 3,
+    user_agent: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=_WEB, help="Who asks; put an address of yours into it.", show_default="clipscale-shards/VERSION"),
+    ] = None,
+    ignore_robots: Annotated[
+        bool, typer.Option("--ignore-robots", rich_help_panel=_WEB, help="Fetch what a host's robots.txt disallows.")
+    ] = False,
+    ignore_opt_out: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-opt-out",
+            rich_help_panel=_WEB,
+            help="Keep what an X-Robots-Tag (noai, noimageai, noindex, noimageindex, noml, none) or TDM-Reservation header reserves.",
+        ),
+    ] = False,
+    allow_loopback: Annotated[
+        bool, typer.Option("--allow-loopback", rich_help_panel=_WEB, help="Also fetch from this machine: for a server of your own.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is taken for what and the first ten rows; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another data set that OUTPUT holds.")] = False,
 ) -> None:
@@ -307,6 +347,20 @@ def build(
         max_seconds=max_seconds,
         check_images=check_images.value,
     )
+    given = {
+        "deadline_s": deadline,
+        "connect_timeout_s": connect_timeout,
+        "read_timeout_s": read_timeout,
+        "max_bytes": max_bytes,
+        "threads": threads,
+        "per_host": per_host,
+        "host_rate": host_rate,
+        "tries": tries,
+        "ignore_robots": ignore_robots,
+        "ignore_opt_out": ignore_opt_out,
+        "allow_loopback": allow_loopback,
+    }
+    fetching = fetching_of(**given, **({} if user_agent is None else {"user_agent": user_agent}))
     _show_guesses(rows)
     if dry_run:
         _show_rows(rows, packing)
@@ -321,6 +375,7 @@ def build(
             packing=packing,
             workers=workers,
             max_bad=max_bad,
+            fetching=fetching,
             overwrite=overwrite,
             node=None if node is None else Node(node, of or 1),
             plan_only=plan_only,
@@ -330,17 +385,28 @@ def build(
     show_summary(summary, time.monotonic() - started)
 
 
-def _packing(**settings: Any) -> Any:
-    from pydantic import ValidationError
+def fetching_of(**settings: Any) -> Fetching:
+    """The settings of fetching that options say."""
+    from data_tools.fetch.fetching import Fetching
 
+    return _checked(Fetching, settings)
+
+
+def _packing(**settings: Any) -> Packing:
     from data_tools.packing import Packing
 
+    return _checked(Packing, settings)
+
+
+def _checked(kind: type[Kind], settings: dict[str, Any]) -> Kind:
+    from pydantic import ValidationError
+
     try:
-        return Packing(**settings)
+        return kind(**settings)
     except ValidationError as error:
         line = error.errors()[0]
         message = str(line["msg"]).removeprefix("Value error, ")
-        option = f"--{str(line['loc'][0]).replace('_', '-')} {line['input']}: " if line["loc"] else ""
+        option = f"--{str(line['loc'][0]).removesuffix('_s').replace('_', '-')} {line['input']}: " if line["loc"] else ""
         raise ConfigError(f"{option}{message}") from None
 
 
@@ -360,9 +426,13 @@ def _show_rows(rows: Rows, packing: Packing) -> None:
 
 def _row_lines(row: Row, packing: Packing) -> list[str]:
     """A row as it would be packed."""
+    from data_tools.media import Address
     from data_tools.packing import BadRow
     from data_tools.shard_job import pack_row
 
+    url = next((medium.url for medium in (row.image, row.speech) if isinstance(medium, Address)), None)
+    if url is not None:
+        return [row.name, f"  to be fetched: {url}", *(f"  caption: {caption}" for caption in row.captions)]
     try:
         packed = pack_row(row, packing)
     except BadRow as error:

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
 import idna
 
@@ -21,6 +21,14 @@ Resolve = Callable[[str], list[str]]
 """A host's addresses, as text; raises OSError when it has none."""
 
 _METADATA = {"168.63.129.16"}  # Azure's; the others (169.254.169.254, 100.100.100.200, 192.0.0.192, fd00:ec2::254) are not public anyway
+_SPECIAL = [
+    ip_network(network)  # IANA's registries of special-purpose addresses; Python's own lists differ from release to release
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24"),
+        *("192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "3fff::/20"),
+    )
+]
 _PUBLIC_V6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _COMPATIBLE = IPv6Network("::/96")
@@ -58,7 +66,7 @@ def why_refused(address: str, *, allow_loopback: bool = False) -> str:
         return "link-local or a cloud's metadata service"
     if ip.is_multicast:
         return "multicast"
-    if not ip.is_global or ip.is_reserved or ip.is_unspecified or (isinstance(ip, IPv6Address) and ip not in _PUBLIC_V6):
+    if not ip.is_global or any(ip in network for network in _SPECIAL) or (isinstance(ip, IPv6Address) and ip not in _PUBLIC_V6):
         return "private or reserved"
     return ""
 
@@ -80,9 +88,11 @@ def plain_host(host: str) -> str:
     """
     if ":" in host:
         try:
-            return str(IPv6Address(host))
+            if "%" not in host:
+                return str(IPv6Address(host))
         except ValueError:
-            raise Refused(f"'{host[:100]}' is not an address") from None
+            pass
+        raise Refused(f"'{host[:100]}' is not an address of the web")
     if re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)", host.rstrip(".").rpartition(".")[2], re.IGNORECASE):
         try:
             return str(IPv4Address(host))

@@ -16,10 +16,12 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Protocol, TypeVar, cast
 
-from data_tools.fetch.fetcher import Fetcher, Outcome, host_of
+from data_tools.fetch.fetcher import Fetcher, host_of
 from data_tools.fetch.fetching import Fetching
-from data_tools.fetch.store import Address, Fetched
+from data_tools.fetch.outcome import Outcome
+from data_tools.fetch.store import Fetched
 from data_tools.fetch.turns import Turns
+from data_tools.media import Address
 from data_tools.plan import read_plan
 
 _SPOOL_BYTES = 1 << 20  # of a body that are held in memory
@@ -45,6 +47,10 @@ class FetchCount:
     fetched: int = 0
     failed: int = 0
     bytes: int = 0
+
+    def line(self) -> str:
+        """For people."""
+        return f"fetched {self.fetched:,} of {self.fetched + self.failed:,}, {self.bytes / 1e6:,.1f} MB"
 
 
 @dataclass
@@ -149,7 +155,7 @@ class _Crawl:
                 self._turns.done(host)
 
     def _do(self, host: str, task: _Task) -> None:
-        with SpooledTemporaryFile(_SPOOL_BYTES, dir=task.shard.fetched.folder) as body:
+        with SpooledTemporaryFile(_SPOOL_BYTES, dir=str(task.shard.fetched.folder)) as body:
             file = cast(IO[bytes], body)
             task.tries += 1
             outcome = self._given_up(host, task.url) or self._fetcher.fetch(task.url, file)

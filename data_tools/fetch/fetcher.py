@@ -25,6 +25,7 @@ from data_tools.fetch.addresses import Names, NoAnswer, Refused, plain_host
 from data_tools.fetch.connection import CheckedBackend, Deadline, DeadlinePassed
 from data_tools.fetch.fetching import Fetching
 from data_tools.fetch.opt_out import Robots, Rules, reserved_by
+from data_tools.fetch.outcome import Outcome
 from data_tools.fetch.sniff import HEAD_BYTES, kind_of
 
 MAX_REDIRECTS = 5
@@ -33,26 +34,14 @@ _MAX_ROBOTS_BYTES = 500_000  # RFC 9309 asks for at least this much
 _ROBOTS_S = 30.0  # longest time for a robots.txt
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LATER = (408, 425, 429, 500, 502, 503, 504)
+_CUT = {
+    "without sending complete message body": "cut off",
+    "incomplete chunked": "cut off",
+    "disconnected without": "broken connection",
+}
+"""How httpcore tells that the other side went away."""
 _SAFE = "/:?#[]@!$&'()*+,;=%~-._"  # what stays as it is in an address; everything else is percent-encoded
 _PORTS = (80, 443)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of an address."""
-
-    url: str
-    reason: str = ""
-    """One of a few, what failures are counted by; empty when it was fetched."""
-    detail: str = ""
-    again: bool = False
-    """Whether another time may help."""
-    pause_s: float = 0.0
-    """How long the host asks to be left alone."""
-    unreachable: bool = False
-    """Whether the host was not even reached."""
-    size: int = 0
-    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,8 +153,8 @@ class Fetcher:
                 raise self._too_slow(hop) from None
             raise _Failed("timeout", f"{hop.origin} was silent for {self.fetching.read_timeout_s:g} s", again=True) from None
         except (httpcore2.RemoteProtocolError, httpcore2.LocalProtocolError, h11.ProtocolError) as error:
-            cut = "without sending complete message body" in str(error) or "incomplete chunked" in str(error)
-            raise _Failed("cut off" if cut else "not HTTP", str(error)[:200], again=cut) from error
+            reason = next((reason for words, reason in _CUT.items() if words in str(error)), "not HTTP")
+            raise _Failed(reason, str(error)[:200], again=reason != "not HTTP") from error
         except (httpcore2.NetworkError, ssl.SSLError, OSError) as error:
             raise _Failed("broken connection", f"{hop.origin}: {error or type(error).__name__}", again=True) from error
 
@@ -216,7 +205,8 @@ class Fetcher:
             raise _Failed("robots.txt unreadable", problem)
         if problem:
             reason, _, detail = problem.partition(": ")
-            raise _Failed(reason, f"{detail}; asked for robots.txt", unreachable=reason in ("no connection", "host not found"))
+            where = "" if reason == "forbidden address" else "; asked for robots.txt"
+            raise _Failed(reason, f"{detail}{where}", unreachable=reason in ("no connection", "host not found"))
         if not allowed:
             raise _Failed("robots.txt", f"{hop.origin}/robots.txt disallows it")
 

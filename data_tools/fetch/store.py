@@ -21,26 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from data_tools.fetch.fetcher import Outcome
-from data_tools.media import Medium, MediumState, StoredMedium
+from data_tools.fetch.outcome import Outcome
+from data_tools.media import Address, Medium, MediumState, StoredMedium
 from data_tools.packing import BadRow
 from data_tools.rows import Row
-
-
-@dataclass(frozen=True)
-class Address(StoredMedium):
-    """A medium on the web."""
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-    def state(self) -> MediumState:
-        return MediumState(["address", self.url], 0, 0)
-
-    def read(self) -> bytes:
-        raise BadRow("not fetched", self.url)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from clipscale.errors import ConfigError, DataError
 from clipscale.settings import did_you_mean
-from data_tools.media import Medium, StoredMedium
+from data_tools.media import Address, Medium, StoredMedium, is_address
 from data_tools.rows import Row, Rows
 from data_tools.rows._media import is_image, is_speech, locate
 
@@ -33,6 +33,10 @@ _FIELD_NAMES = {
     "intent": r"intent([ _-]?(name|label))?",
     "speaker": r"speaker([ _-]?id)?|client[ _-]?id",
 }
+
+
+FETCHED = "addresses: fetched from the web; what robots.txt, X-Robots-Tag and TDM-Reservation keep back is left out"
+"""Said of inputs that name media on the web."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ class ColumnRows(Rows):
                 f"input {self.input}: none of the files in its first {len(head)} rows is there, for instance {locate(names[0], folder)}; "
                 f"say where they lie with --images-folder"
             )
+        fetched = any(is_address(values.get(column)) for values in head for column in (columns.image, columns.speech) if column)
         together = "lines that follow each other with the same file: one sample, several captions"
-        return [*columns.lines(), *([f"files: relative to {folder}"] if names else []), together]
+        return [*columns.lines(), *([f"files: relative to {folder}"] if names else []), *([FETCHED] if fetched else []), together]
 
     def read(self) -> Iterator[Row]:
         head = self._head()
@@ -160,8 +165,11 @@ class ColumnRows(Rows):
         image = next((name for name in names if cells.get(name) == "image" or _mostly(is_image, name, head)), None)
         speech = next((name for name in names if cells.get(name) == "speech" or _mostly(is_speech, name, head)), None)
         if image is None and speech is None:
+            image = next((name for name in names if _mostly(is_address, name, head)), None)
+        if image is None and speech is None:
             raise DataError(
-                f"input {self.input}: no column holds names of image or sound files (.jpg, .wav, ...) in its first {len(head)} rows; "
+                f"input {self.input}: no column holds names of image or sound files (.jpg, .wav, ...) or addresses in its first "
+                f"{len(head)} rows; "
                 f"say which with --image-column or --speech-column; it has: {', '.join(names)}"
             )
         return image, speech
@@ -183,7 +191,11 @@ class ColumnRows(Rows):
         if problem:
             return Row(name, problem=problem, columns=values)
         captions = tuple(caption for column in columns.captions for caption in _texts(values.get(column)))
-        return Row(name, image, speech, captions, self.record(values, columns), columns=values)  # type: ignore[arg-type]
+        record = self.record(values, columns)
+        url = next((medium.url for medium in (image, speech) if isinstance(medium, Address)), None)
+        if url is not None:
+            record.setdefault("url", url)
+        return Row(name, image, speech, captions, record, columns=values)  # type: ignore[arg-type]
 
     def record(self, values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         """What is kept beside the captions: every other column under its name, and the known fields under theirs."""
@@ -204,6 +216,8 @@ def _media(values: Mapping[str, Any], column: str | None, folder: Path) -> Mediu
     name = values.get(column) if column else None
     if isinstance(name, StoredMedium):
         return name
+    if is_address(name):
+        return Address(str(name).strip())
     if name is None or name == "":
         return None
     if not isinstance(name, str) or re.match(r"[a-z0-9+]{2,}://|data:", name, re.IGNORECASE) or "\0" in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -73,7 +74,7 @@ def folders_in(root: Path) -> list[Path]:
 
 
 def _suffix(name: str) -> str:
-    _, dot, end = name.rpartition(".")
+    _, dot, end = re.split(r"[?#]", name, maxsplit=1)[0].rpartition(".") if "://" in name[:8] else name.rpartition(".")
     return (dot + end).strip().lower() if dot else ""
 
 
