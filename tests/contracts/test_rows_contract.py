@@ -14,7 +14,7 @@ import pytest
 
 from clipscale.errors import RequestError
 from clipscale.settings import find_part, part_names, part_summaries
-from data_tools.media import StoredMedium, TarMember
+from data_tools.media import Address, StoredMedium, TarMember
 from data_tools.rows import Row, Rows, open_rows, rows_kind
 
 NAMES = part_names(Rows.folder)
@@ -144,7 +144,13 @@ def karpathy(place: Path) -> Path:
     return place / "dataset_coco.json"
 
 
+def addresses(place: Path) -> Path:
+    (place / "in.txt").write_text("https://a.example/b.jpg\tcaption of b\nhttps://a.example/a.jpg?size=2\tcaption of a\n")
+    return place / "in.txt"
+
+
 EXAMPLES: dict[str, Callable[[Path], Path]] = {
+    "addresses": addresses,
     "common_voice": common_voice,
     "coco": coco,
     "flickr": flickr,
@@ -188,6 +194,8 @@ def test_a_kind_says_what_it_takes_for_what_and_reads_the_same_twice(name: str, 
 def called(row: Row) -> str:
     """What the row's file is called, without its suffix."""
     medium = row.image or row.speech
+    if isinstance(medium, Address):
+        return medium.url.rpartition("/")[2].partition(".")[0]
     if isinstance(medium, StoredMedium) and not isinstance(medium, TarMember):
         return medium.read().decode("latin-1")[-1]
     assert isinstance(medium, Path | TarMember)
