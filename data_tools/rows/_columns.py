@@ -106,15 +106,20 @@ class ColumnRows(Rows):
                 f"input {self.input}: none of the files in its first {len(head)} rows is there, for instance {locate(names[0], folder)}; "
                 f"say where they lie with --images-folder"
             )
-        fetched = any(is_address(values.get(column)) for values in head for column in (columns.image, columns.speech) if column)
         together = "lines that follow each other with the same file: one sample, several captions"
-        return [*columns.lines(), *([f"files: relative to {folder}"] if names else []), *([FETCHED] if fetched else []), together]
+        return [
+            *columns.lines(),
+            *([f"files: relative to {folder}"] if names else []),
+            *([FETCHED] if _names_addresses(columns, head) else []),
+            together,
+        ]
 
     def read(self) -> Iterator[Row]:
         head = self._head()
         columns = self._columns(head)
         folder = self._media_folder(columns, head)
-        yield from _joined(self._row(number, values, columns, folder) for number, values in self.lines())
+        web = _names_addresses(columns, head)
+        yield from _joined(self._row(number, values, columns, folder, web=web) for number, values in self.lines())
 
     def _head(self) -> list[dict[str, Any]]:
         lines = list(islice(self.lines(), _HEAD))
@@ -182,12 +187,13 @@ class ColumnRows(Rows):
                 return found
         raise DataError(f"input {self.input}: no column looks like captions; say which with --caption-column; it has: {', '.join(names)}")
 
-    def _row(self, number: int, values: dict[str, Any] | str, columns: Columns, folder: Path) -> Row:
+    def _row(self, number: int, values: dict[str, Any] | str, columns: Columns, folder: Path, *, web: bool) -> Row:
         name = f"{self.input.name}:{number}"
         if isinstance(values, str):
             return Row(name, problem=f"unreadable line: {values}")
         image, speech = (_media(values, column, folder) for column in (columns.image, columns.speech))
-        problem = next((f"not a local file: {media}" for media in (image, speech) if isinstance(media, str)), "")
+        elsewhere = (str, Address) if not web else str  # what the user was not told of is not fetched
+        problem = next((f"not a local file: {media}" for media in (image, speech) if isinstance(media, elsewhere)), "")
         if problem:
             return Row(name, problem=problem, columns=values)
         captions = tuple(caption for column in columns.captions for caption in _texts(values.get(column)))
@@ -200,6 +206,11 @@ class ColumnRows(Rows):
     def record(self, values: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         """What is kept beside the captions: every other column under its name, and the known fields under theirs."""
         return _record(values, columns)
+
+
+def _names_addresses(columns: Columns, head: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether media of the first rows are on the web."""
+    return any(is_address(values.get(column)) for values in head for column in (columns.image, columns.speech) if column)
 
 
 def _named(names: Sequence[str], pattern: str) -> str | None:

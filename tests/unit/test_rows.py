@@ -165,11 +165,15 @@ def test_a_table_that_cannot_be_packed_says_why(
 
 
 def test_lines_that_cannot_be_rows_are_problems_and_do_not_hide_the_others(tmp_path: Path) -> None:
-    table = write(tmp_path / "t.csv", "file,caption\n1.jpg,a dog\n2.jpg,a cat, a mat\nhttp://host/3.jpg,far\n,none\n")
-    good, wide, far, none = read(table)
+    table = write(
+        tmp_path / "t.csv",
+        "file,caption\n1.jpg,a dog\n2.jpg,a cat, a mat\ns3://host/3.jpg,far\n,none\n" + "1.jpg,a dog\n" * 100 + "http://host/4.jpg,far\n",
+    )
+    good, wide, far, none, *_, unannounced = read(table)
     assert not good.problem
     assert "3 cells" in wide.problem
-    assert far.problem == "not a local file: http://host/3.jpg"
+    assert far.problem == "not a local file: s3://host/3.jpg"
+    assert unannounced.problem == "not a local file: http://host/4.jpg", "addresses are fetched where the first rows hold some"
     assert none.image is None
 
 
