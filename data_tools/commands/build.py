@@ -282,7 +282,9 @@ def build(
             show_default="0.01; 1 where media are fetched",
         ),
     ] = None,
-    deadline: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest time for one address in seconds, redirects included.")] = 60.0,
+    deadline: Annotated[
+        float, typer.Option(rich_help_panel=_WEB, help="Longest time for one address in seconds, redirects included.")
+    ] = 60.0,
     connect_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest wait for a connection, seconds.")] = 10.0,
     read_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest silence of a server, seconds.")] = 15.0,
     max_bytes: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Largest image or recording that is fetched.")] = 32_000_000,
