@@ -17,7 +17,7 @@ from clipscale.contrast.grouped import check_groups
 from clipscale.contrast.layout import SIDES, layouts_of
 from clipscale.contrast.pairs import FACTS
 from clipscale.contrast.result import METRICS, TALLY, pairs_of_views
-from clipscale.contrast.settings import ContrastSettings, wire_dtype
+from clipscale.contrast.settings import ContrastSettings, named_dtype
 from clipscale.errors import ConfigError
 from clipscale.objectives import Objective, Own, Side
 from clipscale.parallel.mesh import grid_shape
@@ -77,8 +77,8 @@ class _Counter:
         self, objective: Objective, settings: ContrastSettings, pairs: int, dim: int, world: int, ranks_per_node: int, dtype: torch.dtype
     ) -> None:
         self.objective, self.settings, self.pairs, self.dim = objective, settings, pairs, dim
-        self.world, self.node, self.dtype = world, ranks_per_node, dtype
-        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.world, self.node, self.dtype = world, ranks_per_node, named_dtype(settings.feature_dtype) or dtype
+        self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.ranks = check_groups(objective, world=world)
         self.calls = max(1, objective.groups // world)
         self.b = pairs // self.calls
@@ -86,7 +86,7 @@ class _Counter:
         self.layouts = layouts_of(objective, like=torch.zeros((), dtype=self.wide))
         self.guided = bool({"guide", "first_guide"} & objective.needs)
         self.device = torch.device("cuda" if torch.cuda.is_available() or settings.backend == "triton" else "cpu")
-        self.fused = settings.backend == "triton" or backend_name(settings, objective, device=self.device, dtype=dtype) == "triton"
+        self.fused = settings.backend == "triton" or backend_name(settings, objective, device=self.device, dtype=self.dtype) == "triton"
 
     def cost(self) -> Cost:
         along = {"x": self.columns, "y": self.rows}  # ranks in the line along which a side travels
@@ -107,7 +107,7 @@ class _Counter:
 
     def _bytes_from_each(self, side: Side) -> int:
         """What a rank receives from each other rank of the line along which `side` travels."""
-        wire, back = wire_dtype(self.settings.feature_wire) or self.dtype, wire_dtype(self.settings.gradient_wire) or self.wide
+        wire, back = named_dtype(self.settings.feature_wire) or self.dtype, named_dtype(self.settings.gradient_wire) or self.wide
         features = len(self._views(side)) * self.dim * (wire.itemsize + back.itemsize)
         given = 8 * ("ids" in self.objective.needs) + self.wide.itemsize * (len(self.objective.numbers) + self.dim * self.guided)
         statistics = sum((1 + tensor.requires_grad) * tensor.numel() for tensor in self._statistics().values())

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipscale.contrast.settings import ContrastSettings, wire_dtype
+from clipscale.contrast.settings import ContrastSettings, named_dtype
 from clipscale.parallel.collectives import exchange_rows, gather_rows
 
 
@@ -24,7 +24,7 @@ class Line:
         self.group, self.own = group, own
         self.sizes = [sizes[rank] for rank in ranks]
         self.starts = [sum(sizes[:rank]) for rank in ranks]
-        self.feature_wire, self.gradient_wire = wire_dtype(settings.feature_wire), wire_dtype(settings.gradient_wire)
+        self.feature_wire, self.gradient_wire = named_dtype(settings.feature_wire), named_dtype(settings.gradient_wire)
 
     def index(self) -> Tensor:
         """Number of each sample among those of all ranks: [n]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from clipscale.contrast.grid import grid_loss
 from clipscale.contrast.grouped import check_groups, grouped_loss
 from clipscale.contrast.pairs import Pairs, Request, agree
 from clipscale.contrast.result import Gradients, Result
-from clipscale.contrast.settings import ContrastSettings
+from clipscale.contrast.settings import ContrastSettings, named_dtype
 from clipscale.errors import ConfigError
 from clipscale.objectives import Objective
 from clipscale.parallel.mesh import Mesh
@@ -126,6 +126,9 @@ def _compute(request: Request) -> Result:
     check_method(request.settings, world=request.mesh.world, objective=request.objective)
     with torch.no_grad(), torch.autocast(request.mesh.device.type, enabled=False):
         agreement = agree(request)
+        rounded = named_dtype(request.settings.feature_dtype)
+        if rounded is not None:
+            request = replace(request, pairs=request.pairs.rounded(rounded))
         compute = dense_loss if request.settings.method == "dense" else grid_loss  # one rank is a 1×1 grid: tiles without a network
         if request.objective.groups > 1:
             return grouped_loss(request, agreement, compute)

@@ -69,7 +69,7 @@ class ContrastiveLoss(nn.Module):
         backend: Literal["auto", "torch", "compile", "triton"] = "auto",
         gradients: Literal["ddp", "global"] = "ddp",
         feature_wire: WireDtype | None = None,
-        gradient_wire: WireDtype | None = None,
+        gradient_wire: Literal["bfloat16"] | None = None,
     ) -> None:
         super().__init__()
         if gradients not in ("ddp", "global"):

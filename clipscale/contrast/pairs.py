@@ -72,6 +72,12 @@ class Pairs:
         numbers = {name: self.numbers[name] for name in objective.numbers if self.numbers[name].is_floating_point()}
         return {**self.features(objective), **self.extras(), **numbers}
 
+    def rounded(self, dtype: torch.dtype) -> Pairs:
+        """The same pairs with embeddings of this dtype."""
+        views = {name: view.to(dtype) for name, view in self.views.items()}
+        extras = {name: extra.to(dtype) for name, extra in self.extras().items()}
+        return replace(self, x=self.x.to(dtype), y=self.y.to(dtype), views=views, **extras)
+
     def rows(self, rows: slice) -> Pairs:
         """Some of the pairs, without extras."""
 

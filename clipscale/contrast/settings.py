@@ -1,4 +1,4 @@
-"""ContrastSettings: how the exact loss is computed; every choice but the wire's gives the same loss and gradients."""
+"""ContrastSettings: how the exact loss is computed; every choice but those of rounding gives the same loss and gradients."""
 
 from __future__ import annotations
 
@@ -34,10 +34,14 @@ class ContrastSettings(Settings):
     a while at the first call; `triton`, fused kernels for float32 and bfloat16 features on CUDA (compute capability 8.0 and above) and
     objectives of the softmax and sigmoid families: clip, dcl, dclw, siglip and others with such terms; no logit is ever in memory.
     `auto`: on the CPU torch; on CUDA triton for bfloat16 features where the kernels know the objective, else compile."""
+    feature_dtype: Literal["bfloat16"] | None = None
+    """What embeddings are rounded to before the loss, as most trainers do with the towers' precision; statistics, loss and gradients stay
+    float32. On CUDA it is what lets the fused kernels in, several times faster than float32 products. None: not at all."""
     feature_wire: WireDtype | None = None
     """What embeddings are rounded to when they are sent to other ranks, which halves their bytes; none: not at all."""
-    gradient_wire: WireDtype | None = None
-    """What each rank's part of an embedding's gradient is rounded to when it is sent to its owner; none: not at all."""
+    gradient_wire: Literal["bfloat16"] | None = None
+    """What each rank's part of an embedding's gradient is rounded to when it is sent to its owner; none: not at all. float16
+    would lose them: gradients of a large batch lie below its smallest numbers."""
 
     def cache_for(self, logits_bytes: int) -> int:
         """Bytes of logits to keep, of a block that has so many."""
@@ -46,6 +50,6 @@ class ContrastSettings(Settings):
         return logits_bytes if logits_bytes <= 64 * MIB else 0
 
 
-def wire_dtype(name: WireDtype | None) -> torch.dtype | None:
+def named_dtype(name: WireDtype | None) -> torch.dtype | None:
     """The dtype of this name."""
     return None if name is None else {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -94,7 +94,7 @@ def test_cost_is_right_for_other_objectives_and_grids(options, world):
 
 
 @pytest.mark.parametrize(
-    "wires", [{"feature_wire": "bfloat16"}, {"gradient_wire": "float16"}, {"feature_wire": "float16", "gradient_wire": "bfloat16"}]
+    "wires", [{"feature_wire": "bfloat16"}, {"gradient_wire": "bfloat16"}, {"feature_wire": "float16", "gradient_wire": "bfloat16"}]
 )
 def test_a_narrow_wire_saves_what_cost_says(wires):
     full, narrow = (ContrastiveLoss(**options).cost(32 * 16, 512, 16).bytes_total for options in ({}, wires))

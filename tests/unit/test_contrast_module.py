@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -12,8 +13,11 @@ from open_clip.loss import ClipLoss, SigLipLoss
 
 import clipscale
 from clipscale import ContrastiveLoss, contrastive_loss_and_grad
+from clipscale.contrast import ContrastSettings, Pairs, contrastive_loss
 from clipscale.errors import ConfigError
+from clipscale.objectives.clip import Clip
 from clipscale.objectives.cwcl import Cwcl
+from clipscale.parallel.mesh import Mesh
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("clip", ClipLoss), ("siglip", SigLipLoss)])
@@ -128,3 +132,19 @@ def test_extra_texts_are_negatives_of_every_image():
 def test_unknown_options_are_refused():
     with pytest.raises(ConfigError, match="gradients must be 'ddp' or 'global', it is 'sum'"):
         ContrastiveLoss(gradients="sum")
+
+
+@pytest.mark.parametrize("method", ["dense", "tiled"])
+def test_feature_dtype_gives_the_loss_of_the_rounded_embeddings_and_float32_gradients(method):
+    batch = textbook.make_batch(24, width=32).to(torch.float32)
+    leaves = [side.clone().requires_grad_() for side in (batch.x, batch.y)]
+    settings = ContrastSettings(method=method, feature_dtype="bfloat16", tile_rows=10, tile_columns=7)
+    output = contrastive_loss(Clip(), Pairs(*leaves), batch.scale, settings=settings, mesh=Mesh.single())
+    output.loss.backward()
+    rounded = dataclasses.replace(batch, x=batch.x.bfloat16(), y=batch.y.bfloat16())
+    expected = textbook.gradients(textbook.clip, rounded)
+    assert expected["loss"].item() != pytest.approx(textbook.clip(batch.to(torch.float64)).item(), rel=1e-5)
+    assert output.loss.item() == pytest.approx(expected["loss"].item(), rel=1e-6)
+    for leaf, wanted in zip(leaves, (expected["x"], expected["y"]), strict=True):
+        assert leaf.grad.dtype == torch.float32
+        torch.testing.assert_close(leaf.grad.double(), wanted, rtol=2e-5, atol=1e-8)
