@@ -75,8 +75,8 @@ class Pairs:
     def rounded(self, dtype: torch.dtype) -> Pairs:
         """The same pairs with embeddings of this dtype."""
         views = {name: view.to(dtype) for name, view in self.views.items()}
-        extras = {name: extra.to(dtype) for name, extra in self.extras().items()}
-        return replace(self, x=self.x.to(dtype), y=self.y.to(dtype), views=views, **extras)
+        extra_x, extra_y = (None if extra is None else extra.to(dtype) for extra in (self.extra_x, self.extra_y))
+        return replace(self, x=self.x.to(dtype), y=self.y.to(dtype), views=views, extra_x=extra_x, extra_y=extra_y)
 
     def rows(self, rows: slice) -> Pairs:
         """Some of the pairs, without extras."""
