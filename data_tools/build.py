@@ -5,6 +5,7 @@ OUTPUT/
   000000.tar 000000.parquet ...   the shards (clipscale/data/shards.py says what is in them)
   index.parquet  sizes.json  index.sha256   written when all shards stand: their presence means that the data set is whole
   failures.jsonl                  rows that did not become samples, and why; absent when there are none
+  failed.parquet                  these rows themselves, for `retry`
   build.json                      what was built from what, and how
   .build/                         the plan and the marks of finished jobs; removed at the end
 ```
@@ -202,10 +203,16 @@ def _run_jobs(
         for number, (rows, fingerprint) in enumerate(zip(plan.shard_rows, plan.fingerprints, strict=True))
         if node is None or number % node.of == node.number
     ]
-    total = sum(job.rows for job in jobs)
-    processes = 1 if place.url.startswith("memory:") else min(workers or usable_cores(), max(1, len(jobs)))
-    shown = _Shown(show, total)
+    return run_jobs(jobs, plan, workers=1 if place.url.startswith("memory:") else workers, fetching=fetching, show=show)
+
+
+def run_jobs(
+    jobs: list[ShardJob], plan: Plan, *, workers: int | None, fetching: Fetching, show: Callable[[Progress, int], None] | None
+) -> list[ShardResult]:
+    """Do these jobs of a plan; their results in the order of their numbers."""
+    shown = _Shown(show, sum(job.rows for job in jobs))
     ready = _fetched(jobs, fetching, shown) if plan.addresses else jobs
+    processes = min(workers or usable_cores(), max(1, len(jobs)))
     return sorted(run_all(build_shard, ready, workers=processes, show=shown.packing), key=lambda result: result.number)
 
 

@@ -20,7 +20,9 @@ from data_tools.packing import Packing
 from data_tools.plan import Plan, write_plan
 from data_tools.rows import Row, Rows
 
-_OURS = re.compile(r"\d{6}\.(tar|parquet)|index\.(parquet|sha256)|sizes\.json|failures\.jsonl|build\.json|\.build|\..+\.tmp-\d+")
+_OURS = re.compile(
+    r"\d{6}\.(tar|parquet)|index\.(parquet|sha256)|sizes\.json|failures\.jsonl|failed\.parquet|build\.json|\.build|\..+\.tmp-\d+"
+)
 _HEAD = 1_000  # rows whose columns `where` may name
 
 

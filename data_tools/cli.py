@@ -13,6 +13,8 @@ from data_tools.commands.build import HELP as BUILD_HELP
 from data_tools.commands.build import build
 from data_tools.commands.describe import describe
 from data_tools.commands.finish import finish
+from data_tools.commands.retry import HELP as RETRY_HELP
+from data_tools.commands.retry import retry
 from data_tools.commands.verify import HELP as VERIFY_HELP
 from data_tools.commands.verify import verify
 from data_tools.terminal import errors, say
@@ -30,6 +32,7 @@ app.command(help=BUILD_HELP)(build)
 app.command()(finish)
 app.command()(describe)
 app.command(help=VERIFY_HELP)(verify)
+app.command(help=RETRY_HELP)(retry)
 
 
 class _Stopped(BaseException):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterator
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
 
 from clipscale.data.shards import ShardInfo, open_dataset, write_index
 from clipscale.errors import DataError, RunError
 from data_tools.output import Output
-from data_tools.packing import LIMITS
-from data_tools.plan import Plan
+from data_tools.packing import LIMITS, Packing
+from data_tools.plan import Plan, read_plan, write_plan
+from data_tools.rows import Row
 from data_tools.shard_job import Failure, ShardResult, read_mark
+
+FAILED = "failed.parquet"
+"""The rows that failed, as a plan: what `retry` tries again."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,10 @@ def finish(output: Output, results: list[ShardResult], total: int, max_bad: floa
     if not shards or bad(reasons) > max_bad * total:
         assert first is not None
         raise RunError(_too_many(output, first, reasons, total, max_bad))
+    _write_failed_rows(output, results)
+    for name in output.sizes():  # of a build that had more shards, or that `retry` has added to
+        if re.fullmatch(r"\d{6}\.(tar|parquet)", name) and int(name[:6]) >= len(results):
+            output.remove(name)
     write_index(output.folder, shards)
     output.publish("sizes.json", "index.sha256", "index.parquet")
     return BuildSummary(
@@ -99,6 +110,42 @@ def _write_failures(output: Output, results: list[ShardResult]) -> Failure | Non
     else:
         output.write_lines("failures.jsonl", (json.dumps(asdict(failure), ensure_ascii=False) for failure in chain([first], failures)))
     return first
+
+
+def _write_failed_rows(output: Output, results: list[ShardResult]) -> None:
+    """Keep the rows that failed, as a plan for `retry`."""
+    failed = (row for result in results if bad(result.reasons) for row in _failed_rows(output, result.number))
+    if write_failed_rows(output.folder / FAILED, failed):
+        output.publish(FAILED)
+    else:
+        output.remove(FAILED)
+
+
+def _failed_rows(output: Output, shard: int) -> Iterator[Row]:
+    mark = read_mark(output, shard)
+    return failed_rows(read_plan(output.plan, shard), mark.failures if mark else [])
+
+
+def failed_rows(rows: Iterable[Row], failures: Sequence[Failure]) -> Iterator[Row]:
+    """The rows that these failures are about, both in the same order; rows left out as asked did not fail."""
+    waiting = deque(failures)
+    for row in rows:
+        if waiting and waiting[0].row == row.name and waiting.popleft().reason not in LIMITS:
+            yield row
+
+
+def write_failed_rows(path: Path, rows: Iterator[Row]) -> bool:
+    """Write rows as a plan; False when there are none."""
+    first = next(rows, None)
+    if first is None:
+        return False
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write_plan(temporary, chain([first], rows), Packing())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def _failures(output: Output, shards: list[int]) -> Iterator[Failure]:

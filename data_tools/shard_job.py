@@ -32,6 +32,13 @@ class ShardJob:
     rows: int
     fingerprint: str
     packing: Packing
+    first: int = 0
+    """Number of the plan's first shard: not 0 where shards are added to a data set."""
+
+    @property
+    def group(self) -> int:
+        """Where its rows stand in the plan."""
+        return self.number - self.first
 
     @property
     def shard(self) -> str:
@@ -136,7 +143,7 @@ def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]
     failures: list[Failure] = []
     try:
         with ShardWriter(job.output.folder, job.shard, plan=job.fingerprint) as writer:
-            for index, row in enumerate(with_bodies(read_plan(job.output.plan, job.number), job.work, job.number)):
+            for index, row in enumerate(with_bodies(read_plan(job.output.plan, job.group), job.work, job.number)):
                 try:
                     size = _write_row(writer, f"{job.number:06d}{index:06d}", row, job.packing)
                     count(Progress(1, 0, size))

@@ -35,6 +35,8 @@ class _Job(Protocol):
     def work(self) -> Path: ...
     @property
     def number(self) -> int: ...
+    @property
+    def group(self) -> int: ...
 
 
 Job = TypeVar("Job", bound=_Job)
@@ -116,7 +118,7 @@ class _Crawl:
         """Queue the addresses of a shard that have not been asked for; None when it has none."""
         urls = dict.fromkeys(
             medium.url
-            for row in read_plan(job.work / "plan.parquet", job.number)
+            for row in read_plan(job.work / "plan.parquet", job.group)
             for medium in (row.image, row.speech)
             if isinstance(medium, Address) and not row.problem
         )
