@@ -1,4 +1,4 @@
-"""The commands: train, eval, report, demo, config, parts."""
+"""The commands: train, eval, report, data, demo, config, parts."""
 
 from __future__ import annotations
 
@@ -94,6 +94,27 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a folde
 
     path = write_report(folder)
     print(path)
+
+
+@app.command()
+def data(
+    layers: Layers,
+    page: Annotated[Path | None, typer.Option(help="Where to write the page; default: NAME.data.html, here.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to read each pair kind for its speed.")] = 3.0,
+) -> None:
+    """What a run will read: the mix, epochs, padding, speed in one process; and a page with its first samples."""
+    run = _load(layers)
+    from rich.console import Console
+
+    from clipscale.preview import html_page, print_summary, survey, write_page
+    from clipscale.run_model import build_model
+
+    model = build_model(run)
+    kinds = survey(run, model, measure_s=seconds)
+    place = page or Path(f"{run.name}.data.html")
+    write_page(place, html_page(run, model, kinds))
+    print_summary(kinds, Console())
+    print(place)
 
 
 @app.command()

@@ -35,7 +35,7 @@ def html_page(run: RunRecords) -> str:
         element("footer", "Made by clipscale from ", element("code", str(run.folder.resolve()))),
         element("script", _own("page.js")),
     )
-    return f"<!doctype html>\n{element('html', _head(run.name), body, lang='en')}\n"
+    return f"<!doctype html>\n{element('html', page_head(run.name), body, lang='en')}\n"
 
 
 def _own(name: str) -> Markup:
@@ -43,7 +43,8 @@ def _own(name: str) -> Markup:
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _head(title: str) -> Markup:
+def page_head(title: str) -> Markup:
+    """The head of a page in this style: only what is in the file is shown, and no script runs but page.js."""
     digest = base64.b64encode(hashlib.sha256(_own("page.js").encode()).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return element(
