@@ -61,6 +61,7 @@ def _section(run: Run, model: Encoders, kind: KindSurvey) -> Markup:
         element("p", _legend(run, kind), class_="note"),
         element("div", _cards(run, model, kind.first[0]), class_="cards"),
         id=kind.name,
+        class_="preview",
     )
 
 
@@ -74,11 +75,11 @@ def sources_table(kind: KindSurvey) -> Markup:
             f"{source.weight:g}",
             "not known" if source.rows is None else count(source.rows),
             "not known" if source.epochs is None else f"{source.epochs:.2f}",
-            f"{1000 * kind.seconds.get(source.name, 0.0) / max(kind.rows_read, 1):.2f}",
+            f"{kind.milliseconds[source.name]:.2f}" if source.name in kind.milliseconds else "",
         )
         for source in kind.sources
     ]
-    columns = ("Source", "Shards", "Samples", "Weight", "Rows in the run", "Epochs", "ms of reading a row")
+    columns = ("Source", "Shards", "Samples", "Weight", "Rows in the run", "Epochs", "Milliseconds a row")
     return table(columns, rows, numbers=range(1, 7))
 
 
@@ -86,7 +87,7 @@ def _weight_changes(kind: KindSurvey) -> Markup | None:
     if not kind.weight_changes:
         return None
     rows = [(count(batch), ", ".join(f"{name} {weight:g}" for name, weight in new.items())) for batch, new in kind.weight_changes.items()]
-    return element("div", element("h4", "Weights that change"), table(("From global batch", "Weights"), rows, numbers=(0,)))
+    return element("div", element("h4", "Weights that change"), table(("From global batch", "Weights"), rows), class_="short")
 
 
 def _padding(kind: KindSurvey) -> Markup | None:
@@ -94,7 +95,7 @@ def _padding(kind: KindSurvey) -> Markup | None:
         return None
     rows = [("none" if batches == 1 else count(batches), f"{share:.1%}") for batches, share in kind.padding.items()]
     columns = ("bucket_batches", f"Padding {kind.padding_of}")
-    return element("div", element("h4", "Padding"), table(columns, rows, numbers=(1,)))
+    return element("div", element("h4", "Padding"), table(columns, rows, numbers=(1,)), class_="short")
 
 
 def _legend(run: Run, kind: KindSurvey) -> str:
@@ -114,7 +115,7 @@ def _cards(run: Run, model: Encoders, batch: Batch) -> list[Markup]:
             told = element("p", f"cannot be read: {reasons.get(batch.keys[row], '')}", class_="text")
             cards.append(element("div", told, element("small", batch.keys[row]), class_="card"))
             continue
-        pictures = [element("p", [_picture(view[row]) for view in shown]) for shown in views.values()]
+        pictures = [element("div", [_picture(view[row]) for view in shown], class_="views") for shown in views.values() if shown]
         player = _player(batch, row, specs.get("speech")) if "speech" in batch.inputs else None
         cards.append(
             element(

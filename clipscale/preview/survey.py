@@ -59,8 +59,8 @@ class KindSurvey:
     samples_per_second: float = 0.0
     """Read, decoded and collated in one process."""
     rows_read: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Of reading and decoding, by source."""
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    """Of reading and decoding a row, by source."""
     bad: int = 0
 
 
@@ -165,16 +165,17 @@ def _measured(run: Run, name: str, kind: PairKind, inputs: Mapping[Modality, Inp
     )
     first = next(stream)  # opens files
     begun, read, bad = time.perf_counter(), 0, 0
-    seconds: dict[str, float] = {}
+    took: dict[str, tuple[float, float]] = {}
     while read == 0 or time.perf_counter() - begun < measure_s:
         batch = next(stream)
         read, bad = read + rows, bad + len(batch.bad)
-        for source, took in batch.reading.items():
-            seconds[source] = seconds.get(source, 0.0) + took["seconds"]
+        for source, reading in batch.reading.items():
+            own, seconds = took.get(source, (0.0, 0.0))
+            took[source] = own + reading["rows"], seconds + reading["seconds"]
     return {
         "first": [first],
         "samples_per_second": read / (time.perf_counter() - begun),
         "rows_read": read,
-        "seconds": seconds,
+        "milliseconds": {source: 1000 * seconds / own for source, (own, seconds) in took.items()},
         "bad": bad + len(first.bad),
     }

@@ -26,6 +26,7 @@ def training_section(run: RunRecords) -> Markup | None:
         element("h2", "Training"),
         _reading_help(marks, steps),
         element("div", [line_chart(chart, steps, marks) for chart in charts], class_="charts"),
+        _bad_by_source(run),
         _events(run),
         id="training",
     )
@@ -118,6 +119,27 @@ def _bad_samples(run: RunRecords) -> Chart:
     return Chart("Unreadable samples", lines, note="Their places in the batch stayed empty; bad_samples.jsonl names them.", from_zero=True)
 
 
+def _padding(run: RunRecords) -> Chart:
+    lines = [
+        Line(f"{place[1]} {place[3]}", curve, run.kinds.index(place[1]) + 1, dashed=place[3] == "text")
+        for place, curve in run.metrics.items()
+        if place[0] == "kinds" and place[2:3] == ("padding",) and curve.values.max() > 0
+    ]
+    return Chart(
+        "Padding", lines, note="Share of a batch's tokens or sound samples that is padding; `bucket_batches` lowers it.", from_zero=True
+    )
+
+
+def _bad_by_source(run: RunRecords) -> Markup | None:
+    """What could not be read, counted at the last step."""
+    found = [(place[1], place[2], curve.values[-1]) for place, curve in run.metrics.items() if place[0] == "bad_by_source"]
+    if not found:
+        return None
+    rows = [(source, reason, count(number)) for source, reason, number in sorted(found, key=lambda row: (row[0], -row[2]))]
+    heading = element("summary", "Unreadable samples", element("small", count(sum(number for *_, number in found))))
+    return element("details", heading, table(("Source", "Reason", "Samples"), rows, numbers=(2,)))
+
+
 def _single(run: RunRecords, name: str, label: str, *, colour: int = 0) -> list[Line]:
     curve = run.metrics.get((name,)) or run.timings.get((name,))
     return [Line(label, curve, colour)] if curve else []
@@ -135,6 +157,7 @@ _CHARTS: Sequence[Callable[[RunRecords], Chart]] = (
     _bias,
     _memory,
     _bad_samples,
+    _padding,
 )
 
 

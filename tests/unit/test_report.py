@@ -96,6 +96,7 @@ def make_run(tmp: Path, word: str = "zero", steps: int = 80) -> Path:
                 "grad_norm": 2.0,
                 "loss": 8.0 / step,
                 "bad_samples": step // 50,
+                "bad_by_source": {word: {f"broken {word}": step // 50}},
                 "kinds": {kind: {"loss": 4.0 / step, **measured} for kind in kinds},
             }
             for step in range(1, steps + 1)
@@ -227,6 +228,12 @@ def test_page_says_what_was_run_and_where(tmp_path: Path) -> None:
     assert tiles["Pairs seen"].startswith("10\u202f240")
     assert tiles["Time in steps"] == "40 s10.0 % waiting for data"
     assert tiles["Throughput"].startswith("256")
+
+
+def test_unreadable_samples_are_told_by_source_and_reason(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path, "photos", steps=120))
+    (table,) = [node for node in page.all("details") if node.text.startswith("Unreadable samples")]
+    assert [[cell.text for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")] == [["photos", "broken photos", "2"]]
 
 
 def test_same_folder_gives_the_same_page(tmp_path: Path) -> None:
