@@ -13,6 +13,7 @@ from data_tools.commands.build import HELP as BUILD_HELP
 from data_tools.commands.build import build
 from data_tools.commands.describe import describe
 from data_tools.commands.finish import finish
+from data_tools.commands.reshard import MERGE_HELP, RESHARD_HELP, SPLIT_HELP, merge, reshard, split
 from data_tools.commands.retry import HELP as RETRY_HELP
 from data_tools.commands.retry import retry
 from data_tools.commands.verify import HELP as VERIFY_HELP
@@ -33,6 +34,9 @@ app.command()(finish)
 app.command()(describe)
 app.command(help=VERIFY_HELP)(verify)
 app.command(help=RETRY_HELP)(retry)
+app.command(help=MERGE_HELP)(merge)
+app.command(help=SPLIT_HELP)(split)
+app.command(help=RESHARD_HELP)(reshard)
 
 
 class _Stopped(BaseException):

@@ -111,11 +111,36 @@ class ShardWriter:
             {**row, "key": key, "offset": start, "bytes": self._position - start, "crc32": crc32, "captions": len(captions), "status": "ok"}
         )
 
-    def _check(self, key: str, captions: Sequence[str], image: bytes | None, speech: bytes | None) -> None:
+    def copy(self, key: str, row: Mapping[str, Any], data: bytes) -> None:
+        """Append a sample of another shard under this key, its members byte for byte.
+
+        Args:
+            row: its row in that shard's sidecar.
+            data: its bytes in that tar, headers included.
+
+        Raises:
+            DataError: a key that is not allowed or comes twice.
+        """
+        self._check_key(key)
+        new = {name: row[name] for name in SIDECAR.names}
+        suffixes = {"image": row["image_suffix"], "speech": row["speech_suffix"], "text": "txt", "record": "json"}
+        start, crc32 = self._position, 0
+        for member, suffix in suffixes.items():
+            begin, size = int(row[f"{member}_offset"]) - int(row["offset"]), int(row[f"{member}_bytes"])
+            if size:
+                crc32 = self._append(f"{key}.{suffix}", data[begin : begin + size], crc32)
+                new[f"{member}_offset"] = self._position - _padded(size)
+        self._keys.add(key)
+        self._rows.append({**new, "key": key, "offset": start, "bytes": self._position - start, "crc32": crc32})
+
+    def _check_key(self, key: str) -> None:
         if not KEY.fullmatch(key):
             raise DataError(f"key '{key}': only letters, digits, _ and - are allowed, at most 80")
         if key in self._keys:
             raise DataError(f"key '{key}' comes twice in shard {self._shard}")
+
+    def _check(self, key: str, captions: Sequence[str], image: bytes | None, speech: bytes | None) -> None:
+        self._check_key(key)
         if not captions or not all(caption.strip() for caption in captions):
             raise DataError(f"sample '{key}' has no caption, or an empty one")
         if image is None and speech is None:
