@@ -11,6 +11,8 @@ import typer
 from clipscale.errors import ClipscaleError
 from data_tools.commands.build import HELP as BUILD_HELP
 from data_tools.commands.build import build
+from data_tools.commands.dedupe import HELP as DEDUPE_HELP
+from data_tools.commands.dedupe import dedupe
 from data_tools.commands.describe import describe
 from data_tools.commands.finish import finish
 from data_tools.commands.reshard import MERGE_HELP, RESHARD_HELP, SPLIT_HELP, merge, reshard, split
@@ -22,7 +24,7 @@ from data_tools.terminal import errors, say
 
 app = typer.Typer(
     name="clipscale-shards",
-    help="Build and describe data sets: webdataset tars with parquet sidecars.",
+    help="Build data sets of webdataset tars with parquet sidecars, and look after them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +36,7 @@ app.command()(finish)
 app.command()(describe)
 app.command(help=VERIFY_HELP)(verify)
 app.command(help=RETRY_HELP)(retry)
+app.command(help=DEDUPE_HELP)(dedupe)
 app.command(help=MERGE_HELP)(merge)
 app.command(help=SPLIT_HELP)(split)
 app.command(help=RESHARD_HELP)(reshard)
