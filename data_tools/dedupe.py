@@ -105,7 +105,7 @@ def _repeats(prints: Prints, distance: int | None, limit: int) -> np.ndarray:
     _first_of(_as_one(prints.media), np.arange(len(kept)), limit, kept)
     if distance is None:
         return kept
-    has_sound: np.ndarray = prints.sound.any(axis=1)
+    has_sound = np.asarray(prints.sound.any(axis=1))
     silent = np.flatnonzero(~prints.has_picture & has_sound)
     _first_of(_as_one(prints.sound)[silent], silent, limit, kept)
     pictures = np.flatnonzero(prints.has_picture)
