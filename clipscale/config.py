@@ -58,7 +58,7 @@ class PairKind(Settings):
     """Pairs in one step, over all ranks."""
     bucket_batches: int = Field(default=1, gt=0)
     """Global batches whose rows are regrouped by length (seconds of speech, else bytes of caption), so that a batch needs little padding;
-    1: none. 64 leave 2 to 5 % of padding where recordings are from 1 to 30 s long, and three quarters would be padding."""
+    1: none. 64 leave 3 to 5 % of padding where recordings are from 1 to 30 s long, and three quarters would be padding."""
     every: int = Field(default=1, gt=0)
     """Take a global batch of this kind at every n-th step."""
     loss_weight: float = Field(default=1.0, gt=0)

@@ -169,7 +169,7 @@ class _Training:
                 record = self._train_step(batches)
                 seconds = time.perf_counter() - started
                 stop = self.mesh.all_reduce_max(self.signals.received)
-                self.logbook.write_step(record, seconds=seconds, waited=waited, reading=_reading(batches))
+                self.logbook.write_step(record, seconds=seconds, waited=waited, reading=self._reading(batches))
                 progress.show(record, seconds=seconds, waited=waited)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
                     self._save()
@@ -267,6 +267,14 @@ class _Training:
             "kinds": kinds,
         }
 
+    def _reading(self, batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
+        """What this rank's rows of each source took to read, and how long their pair kind's batch was waited for."""
+        return {
+            f"{kind}/{source}": {**took, "batch_wait_seconds": self.streams[kind].waited_s}
+            for kind, batch in batches.items()
+            for source, took in batch.reading.items()
+        }
+
     def _save(self) -> None:
         """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
         tensors = self.trainable.state()
@@ -283,11 +291,6 @@ class _Training:
             checkpoint.save(folder, step=self.step, tensors=tensors, state=state, config=to_yaml(self.run))
             checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
             self.logbook.write_event("checkpoint", step=self.step)
-
-
-def _reading(batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
-    """What this rank's rows of each source took to read, by pair kind and source."""
-    return {f"{kind}/{source}": took for kind, batch in batches.items() for source, took in batch.reading.items()}
 
 
 def _checkpoint_bytes(model: Encoders) -> int:

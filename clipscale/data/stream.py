@@ -10,6 +10,7 @@ import atexit
 import itertools
 import signal
 import sys
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,8 @@ class TrainingStream(Iterator[Batch], ABC):
     def __init__(self, batches: Dataset[Batch], *, start_batch: int, workers: int, pin_memory: bool) -> None:
         self.taken = start_batch
         """Global batches taken, counted over the whole run."""
+        self.waited_s = 0.0
+        """How long the last batch was waited for."""
         self._loader: DataLoader[Batch] = DataLoader(
             batches,
             batch_size=None,
@@ -73,7 +76,9 @@ class TrainingStream(Iterator[Batch], ABC):
         if self._batches is None:  # now, and not before: this starts the workers
             self._batches = iter(self._loader)
             atexit.register(_end_workers, weakref.ref(self))
+        begun = time.perf_counter()
         batch = next(self._batches)
+        self.waited_s = time.perf_counter() - begun
         self.taken += 1
         self.note(batch.finished)
         return batch
