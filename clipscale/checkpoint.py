@@ -4,6 +4,7 @@
 checkpoints/step-00000300/
   model.safetensors       weights, by parameter name
   optimizer.safetensors   optimizer state, as `parameter name/field`
+  average.safetensors     the weights' moving average, when one is kept
   state.json              step, seed, ranks, bad samples so far, and where each pair kind stands in its data (data/position.py)
   config.yaml             the run's resolved settings
   manifest.json           bytes and sha256 of every file above
@@ -29,7 +30,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from clipscale.errors import CheckpointError
+from clipscale.errors import CheckpointError, RequestError
 
 _NAME = re.compile(r"^step-(\d{8})$")
 _TENSOR_FILES = ("model", "optimizer")
@@ -42,11 +43,21 @@ class Checkpoint:
     folder: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
-    """`model` and `optimizer`, flat."""
+    """`model`, `optimizer` and, when one is kept, `average`; flat."""
     state: dict[str, Any]
     """What state.json holds."""
     sha256: str
     """Of manifest.json, and so of everything in the checkpoint."""
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The weights, those that train as their moving average.
+
+        Raises:
+            RequestError: the run kept none.
+        """
+        if "average" not in self.tensors:
+            raise RequestError(f"{self.folder} holds no average of the weights; train with optimizer.average_decay, 0.9999 say")
+        return {**self.tensors["model"], **self.tensors["average"]}
 
 
 def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], config: str) -> Path:
@@ -60,9 +71,9 @@ def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        for name in _TENSOR_FILES:
+        for name, values in tensors.items():
             safetensors.torch.save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors[name].items()}, aside / f"{name}.safetensors"
+                {key: value.detach().cpu().contiguous() for key, value in values.items()}, aside / f"{name}.safetensors"
             )
         (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
         (aside / "config.yaml").write_text(config)
@@ -131,7 +142,7 @@ def load(path: Path) -> Checkpoint:
     problem = verify(path)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
-    tensors = {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in _TENSOR_FILES}
+    tensors = {file.stem: safetensors.torch.load_file(file) for file in sorted(path.glob("*.safetensors"))}
     state = json.loads((path / "state.json").read_text())
     return Checkpoint(folder=path, step=state["step"], tensors=tensors, state=state, sha256=_sha256(path / "manifest.json"))
 

@@ -71,6 +71,7 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="[FILE...] [KEY.PATH=VALUE...]", help="Layers over the run's own settings.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.csv; default: the run folder.")] = None,
+    average: Annotated[bool, typer.Option("--average", help="Evaluate the weights' moving average (optimizer.average_decay).")] = False,
 ) -> None:
     """Run the evaluations of a run, or of the files given, on a checkpoint. Several processes: launch/torchrun.sh eval ..."""
     from clipscale.evaluate import evaluate_checkpoint
@@ -80,7 +81,9 @@ def evaluate(
     end_with_launcher()
     files, overrides = _split(layers or [])
     mesh = start("auto", timeout_s=600.0)
-    folder = evaluate_checkpoint(checkpoint, mesh, files=[Path(file) for file in files], overrides=overrides, output=output)
+    folder = evaluate_checkpoint(
+        checkpoint, mesh, files=[Path(file) for file in files], overrides=overrides, output=output, average=average
+    )
     stop(mesh)
     if mesh.is_main:
         _print_table(folder)

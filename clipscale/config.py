@@ -29,7 +29,7 @@ from clipscale.inputs import Modality
 from clipscale.metrics import Logging
 from clipscale.objectives import Objective
 from clipscale.optim import Optimizer, Schedule
-from clipscale.settings import Settings
+from clipscale.settings import Part, Settings
 from clipscale.towers import Tower
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -115,8 +115,9 @@ class Run(Settings):
     evaluations: dict[str, Evaluator] = {}
     """Evaluations by a name of your own; run by `clipscale eval`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the towers; loss, statistics and temperature are fp32 under both."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers; loss, statistics and temperature are fp32 under all. fp16 scales the loss, and leaves out steps whose
+    gradients overflow."""
     micro_batch: int | None = Field(default=None, gt=0)
     """Pairs a rank encodes at a time; smaller than its share of the global batch: gradients are cached, and stay exact."""
     workers: int = Field(default=4, ge=0)
@@ -198,6 +199,14 @@ class Run(Settings):
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
 
+    def _check_optimizer(self, *, world: int) -> None:
+        if self.optimizer.needs_whole_weights and not self.engine.whole_weights(world):
+            raise ConfigError(
+                f"optimizer '{_name_of(self.optimizer)}' needs whole tensors, and engine '{_name_of(self.engine)}' gives each of the {world} "
+                "ranks parts of them; take an engine that keeps whole weights (ddp), or another optimizer"
+            )
+
+
 def _unmet(kind: str, objective: Objective) -> list[str]:
     """What an objective asks of every pair that a run cannot give."""
     views = [view for view in objective.views if view not in ("x", "y")]
@@ -218,7 +227,7 @@ def _without_weight(name: str, kind: PairKind) -> list[str]:
     return []
 
 
-def _name_of(part: Tower | Objective) -> str:
+def _name_of(part: Part) -> str:
     return str(part.model_dump()["name"])
 
 

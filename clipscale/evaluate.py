@@ -84,12 +84,15 @@ def _headline(name: str, result: Evaluation) -> str:
     return f"{name}: {figure.name} {figure.value:.3f} ({figure.low:.3f}–{figure.high:.3f}), n {figure.n:,}"
 
 
-def evaluate_checkpoint(path: Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None) -> Path:
+def evaluate_checkpoint(
+    path: Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None, average: bool = False
+) -> Path:
     """Evaluate a run's newest whole checkpoint, or one checkpoint folder; returns the folder that was written into.
 
     Args:
         files: Layers over the run's own settings, as `overrides` are; their `evaluations` replace the run's.
         output: Where to write; None: the run folder.
+        average: Take the weights' moving average, not the weights.
 
     Raises:
         RequestError: there is no such checkpoint, or the evaluations cannot be served.
@@ -103,8 +106,10 @@ def evaluate_checkpoint(path: Path, mesh: Mesh, *, files: Sequence[Path], overri
         run = _settings(folder / "config.yaml", files, overrides)
         check(run.evaluations, list(run.towers))
         model = build_model(run)
-        checkpoint.load_weights(model, saved.tensors["model"])
+        checkpoint.load_weights(model, saved.averaged() if average else saved.tensors["model"])
     provenance = {"checkpoint": folder.name, "checkpoint_sha256": saved.sha256, "step": saved.step}
+    if average:
+        provenance["weights"] = "average"
     written = output or folder.parent.parent
     evaluate(run.evaluations, model.to(mesh.device), mesh, folder=written, provenance=provenance)
     return written

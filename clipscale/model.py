@@ -20,9 +20,10 @@ from clipscale.data.images import ImageAugment, prepare_images
 from clipscale.data.speech import SpeechAugment, prepare_speech
 from clipscale.errors import RequestError
 from clipscale.inputs import ImageInput, Input, Modality, SpeechInput
+from clipscale.optim import Place
 from clipscale.towers import Tower
 from clipscale.towers._feature_cache import FeatureCache
-from clipscale.towers._module import TowerModule
+from clipscale.towers._module import TowerModule, parameters_of
 from clipscale.towers._recompute import recompute_blocks
 from clipscale.towers._text_tower import TextTower
 from clipscale.towers._transformer import widened
@@ -111,6 +112,19 @@ class Encoders(nn.Module):
         if modality not in self.towers:
             raise RequestError(f"the model has no {modality} tower; it encodes {', '.join(self.towers)}")
         return self.towers[modality]  # type: ignore[return-value]
+
+    def places(self) -> dict[str, Place]:
+        """Where each parameter stands, for optimizers that treat blocks apart; by parameter name."""
+        places = {name: Place() for name, _ in self.named_parameters()}
+        for modality in self.modalities:
+            tower = self.tower(modality)
+            blocks, after = tower.blocks(), {id(parameter) for part in tower.after_blocks() for parameter in parameters_of(part)}
+            depths = {id(parameter): len(blocks) - number for number, block in enumerate(blocks) for parameter in block.parameters()}
+            for name, parameter in tower.named_parameters():
+                before = 0 if id(parameter) in after else len(blocks) + 1
+                depth = depths.get(id(parameter), before)
+                places[f"towers.{modality}.{name}"] = Place(from_output=depth, in_block=id(parameter) in depths)
+        return places
 
     def features(self, modality: Modality, inputs: Prepared) -> Tensor:
         """Prepared inputs to the tower's features, before projection: [b, the tower's embed_dim]; no gradient when it is locked."""

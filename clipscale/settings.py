@@ -67,6 +67,8 @@ class Part(Settings):
     """
 
     folder: ClassVar[str] = ""
+    default: ClassVar[str] = ""
+    """The kind's part that a mapping without a name means; '': there is none, a name must be given."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -75,6 +77,8 @@ class Part(Settings):
             return handler(value)
         if isinstance(value, str):
             value = {"name": value}
+        if cls.default and isinstance(value, dict):
+            value = {"name": cls.default, **value}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             names = ", ".join(part_names(cls.folder))
             raise PydanticCustomError("part_name", "needs a 'name', one of: {names}", {"names": names})

@@ -25,7 +25,7 @@ from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
 from clipscale.data.stream import TrainingStream, check_sources, resume_batches
 from clipscale.data.tally import Tally
-from clipscale.engines import Trainable
+from clipscale.engines import Stepped, Trainable
 from clipscale.errors import ContrastError, NonFiniteLoss
 from clipscale.logbook import Logbook
 from clipscale.memory.grad_cache import cached_backward
@@ -58,6 +58,7 @@ def check(run: Run, *, world: int) -> None:
     for name, kind in run.pair_kinds.items():
         check_sources(kind.sources, kind=name, modalities=kind.modalities)
     check_packages(run.logging)
+    run.optimizer.check_installed()
     run_folder.check(run)
 
 
@@ -97,7 +98,9 @@ class _Training:
         with raised_together(mesh):
             model = run.engine.build(partial(build_model, run), mesh)
             run.engine.check_model(model, world=mesh.world)
-        self._claim_folder(needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model))
+        self._claim_folder(
+            needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
+        )
         steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         saved = self._resume()
@@ -207,10 +210,12 @@ class _Training:
             self.trainable.backward(total)
         else:
             losses = cached_backward(self.trainable, kinds, contrast, micro_batch=run.micro_batch, seed=self._seed)
-        norm = self.trainable.step(lr=lr)
-        if not math.isfinite(norm):
-            raise NonFiniteLoss(f"the gradient's norm is {norm} at step {self.step}; the weights were not changed: lower the learning rate")
-        return self._record(losses, lr=lr, norm=norm)
+        stepped = self.trainable.step(lr=lr)
+        if not (math.isfinite(stepped.norm) or stepped.skipped):
+            raise NonFiniteLoss(
+                f"the gradient's norm is {stepped.norm} at step {self.step}; the weights were not changed: lower the learning rate"
+            )
+        return self._record(losses, lr=lr, stepped=stepped)
 
     def _prepare(self, batches: dict[str, Batch]) -> PreparedKinds:
         """Augment, normalise and log-mel on the device."""
@@ -246,7 +251,7 @@ class _Training:
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
-    def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, norm: float) -> dict[str, object]:
+    def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, stepped: Stepped) -> dict[str, object]:
         kinds: dict[str, dict[str, Any]] = {}
         for name, (output, result) in losses.items():
             bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
@@ -260,7 +265,9 @@ class _Training:
             "step": self.step,
             "samples": samples,
             "lr": lr,
-            "grad_norm": norm,
+            "grad_norm": stepped.norm if math.isfinite(stepped.norm) else None,
+            "grad_norms": {name: norm if math.isfinite(norm) else None for name, norm in stepped.norms.items()},
+            **({} if stepped.loss_scale is None else {"loss_scale": stepped.loss_scale, "skipped": int(stepped.skipped)}),
             "loss": total,
             "bad_samples": self.tally.budget.bad,
             **({"bad_by_source": self.tally.budget.reasons} if self.tally.budget.bad else {}),
@@ -293,6 +300,18 @@ class _Training:
             self.logbook.write_event("checkpoint", step=self.step)
 
 
+<<<<<<< HEAD
 def _checkpoint_bytes(model: Encoders) -> int:
     """Weights, and two moments of what trains, in fp32."""
     return sum(parameter.numel() * (12 if parameter.requires_grad else 4) for parameter in model.parameters())
+=======
+def _reading(batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
+    """What this rank's rows of each source took to read, by pair kind and source."""
+    return {f"{kind}/{source}": took for kind, batch in batches.items() for source, took in batch.reading.items()}
+
+
+def _checkpoint_bytes(model: Encoders, *, averaged: bool) -> int:
+    """Weights, and two moments (and the average) of what trains, in fp32."""
+    trained = 16 if averaged else 12
+    return sum(parameter.numel() * (trained if parameter.requires_grad else 4) for parameter in model.parameters())
+>>>>>>> ce5dcc0 (Optimizers are parts: AdamW, Adafactor, LAMB and Muon; layer-wise rates, an average of the weights, fp16 with a scaled loss, norms by tower)

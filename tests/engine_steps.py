@@ -61,6 +61,7 @@ class Steps:
     steps: int = 2
     clip_norm: float | None = 0.1
     lr: float = 0.02
+    optimizer_changes: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Encoders:
         """The model, the same on every process."""
@@ -73,7 +74,7 @@ class Steps:
 
     def optimizer(self) -> Optimizer:
         """AdamW whose eps is above most gradients, so that steps are as long as gradients and not only their signs."""
-        return Optimizer(lr=self.lr, eps=0.03, clip_norm=self.clip_norm)
+        return Optimizer.model_validate({"lr": self.lr, "eps": 0.03, "clip_norm": self.clip_norm, **self.optimizer_changes})
 
     def rows(self, model: Encoders, *, step: int, rank: int) -> PreparedKinds:
         """The prepared rows of a data rank."""
@@ -145,7 +146,7 @@ def train_steps(mesh: Mesh, steps: Steps, start: dict[str, dict[str, Tensor]] | 
                 trainable, rows, contrast, micro_batch=steps.micro_batch, seed=lambda i, step=step: seed(step, data.rank, i)
             )
         losses.append(float(loss.detach()))
-        norms.append(trainable.step(lr=steps.lr))
+        norms.append(trainable.step(lr=steps.lr).norm)
     state = trainable.state()
     return Trained(losses, norms, {file: dict(tensors) for file, tensors in state.items()} if mesh.rank == 0 else {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from clipscale.settings import Part
@@ -29,6 +30,10 @@ class Engine(Part, ABC):
         Raises:
             ConfigError: says which engine can.
         """
+
+    def whole_weights(self, world: int) -> bool:  # noqa: ARG002
+        """Whether a rank's optimizer sees whole tensors, and not its own parts of them: some optimizers need to."""
+        return True
 
     def data_ranks(self, world: int) -> int:
         """How many of `world` ranks split the global batch; each of them may stand for several that share its rows."""
@@ -62,6 +67,20 @@ class Engine(Part, ABC):
         """
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """What a step of the optimizer met; the same on every rank."""
+
+    norm: float
+    """Of all gradients together, before clipping; when it is no finite number, the weights are as they were."""
+    norms: dict[str, float]
+    """The same of each tower with its projection, and of the temperatures and biases."""
+    skipped: bool = False
+    """fp16 gradients overflowed: the loss scale has been lowered, and the next step may go well."""
+    loss_scale: float | None = None
+    """What the loss was multiplied by, under fp16."""
+
+
 class Trainable(Protocol):
     """A model under an engine. Gradients of a backward pass are summed over data ranks: the loss is a global mean already."""
 
@@ -77,14 +96,11 @@ class Trainable(Protocol):
     def unsynchronised(self) -> AbstractContextManager[None]:
         """Passes in here need not be summed over ranks yet: the next pass outside, before `step`, sums them with its own."""
 
-    def step(self, *, lr: float) -> float:
-        """Clip, update the weights, forget the gradients; returns the gradient's global norm before clipping.
-
-        A norm that is not finite leaves the weights as they were.
-        """
+    def step(self, *, lr: float) -> Stepped:
+        """Clip, update the weights and their average, forget the gradients. A norm that is not finite leaves the weights as they were."""
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything to save, as flat, whole tensors in two files: `model`, and `optimizer` as `parameter name/field`.
+        """Everything to save, as flat, whole tensors by file: `model`; `optimizer`, as `parameter name/field`; `average`, if one is kept.
 
         All ranks call it together; only rank 0's answer is complete.
         """

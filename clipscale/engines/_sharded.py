@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from clipscale.checkpoint import check_fit
 from clipscale.engines._replicated import Replica
-from clipscale.errors import CheckpointError
 from clipscale.model import Encoders
 from clipscale.optim import Optimizer
 from clipscale.parallel.mesh import Mesh
-from clipscale.parallel.parts import global_norm, own_part, part_like, whole
+from clipscale.parallel.parts import norms_by_name, own_part, part_like, whole
 
 
 class Shards(Replica):
@@ -27,6 +26,7 @@ class Shards(Replica):
         mesh: Mesh,
         data_mesh: Mesh,
         *,
+        precision: str,
         row_orders: Mapping[str, Tensor],
         fused: bool,
     ) -> None:
@@ -34,19 +34,15 @@ class Shards(Replica):
         Args:
             row_orders: for parameters whose rows are not kept in the order of checkpoints, which row of the checkpoint each one is.
         """
-        super().__init__(model, optimizer, mesh.device, precision="fp32", fused=fused)
+        super().__init__(model, optimizer, mesh.device, precision=precision, autocast=False, fused=fused)
         self._mesh, self._data_mesh = mesh, data_mesh
         self._row_orders = row_orders
         self._temperatures = temperatures(model)
         keep_apart(self._optimizer)
 
-    def _clip(self) -> float:
+    def _norms(self) -> dict[str, float]:
         self._sum_temperatures()
-        gradients = [parameter.grad for parameter in self._trainable if parameter.grad is not None]
-        norm = float(global_norm(gradients, self._mesh))
-        if self._clip_norm is not None and norm > self._clip_norm:
-            torch._foreach_mul_([own_part(gradient) for gradient in gradients], self._clip_norm / (norm + 1e-6))
-        return norm
+        return norms_by_name(self._gradients(), self._mesh)
 
     def _sum_temperatures(self) -> None:
         """Over data ranks, as the engine has summed all other gradients in the backward pass."""
@@ -59,16 +55,13 @@ class Shards(Replica):
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Whole tensors, gathered one by one: only rank 0 keeps them, on the CPU."""
-        model = {name: self._whole(name, value) for name, value in self.model.state_dict().items()}
-        optimizer = {
-            f"{name}/{field}": self._whole(name, value)
-            for name, parameter in self.model.named_parameters()
-            for field, value in self._optimizer.state.get(parameter, {}).items()
-        }
-        return {
-            "model": {key: value for key, value in model.items() if value is not None},
-            "optimizer": {key: value for key, value in optimizer.items() if value is not None},
-        }
+        moments = {key: (key.rpartition("/")[0], value) for key, value in self._moments().items()}
+        files = {"model": {name: (name, value) for name, value in self.model.state_dict().items()}, "optimizer": moments}
+        files |= {file: {name: (name, value) for name, value in tensors.items()} for file, tensors in self._average_state().items()}
+        gathered = {file: {key: self._whole(*named) for key, named in tensors.items()} for file, tensors in files.items()}
+        saved = {file: {key: value for key, value in tensors.items() if value is not None} for file, tensors in gathered.items()}
+        saved["optimizer"] |= self._scale_state()
+        return saved
 
     def _whole(self, name: str, value: Tensor) -> Tensor | None:
         gathered = whole(value)
@@ -92,17 +85,12 @@ class Shards(Replica):
         with torch.no_grad():
             for name, tensor in own.items():
                 self.fill(name, tensor, state["model"][name])
-        self._optimizer.state.clear()
-        parameters = dict(self.model.named_parameters())
-        for key, value in state["optimizer"].items():
-            name, _, field = key.rpartition("/")
-            if name not in parameters:
-                raise CheckpointError(f"the checkpoint's optimizer holds '{name}', which this model does not have")
-            self._optimizer.state[parameters[name]][field] = self._part(name, value, parameters[name])
+        self._load_optimizer(state["optimizer"])
+        self._load_average(state.get("average", {}))
 
-    def _part(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
+    def _placed(self, name: str, value: Tensor, parameter: Tensor) -> Tensor:
         if value.ndim == 0:  # the count of steps: not a part of anything
-            return value.to(own_part(parameter).device if self._fused() else "cpu", copy=True)
+            return super()._placed(name, value, own_part(parameter))
         return part_like(self._in_order(name, value), parameter)
 
     def fill(self, name: str, tensor: Tensor, value: Tensor) -> None:

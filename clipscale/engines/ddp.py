@@ -57,8 +57,7 @@ class _Replicas(Replica):
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients, summed over ranks."""
-        summed = loss * self._world  # DDP averages over ranks; the exact loss already is the mean
-        summed.backward()  # type: ignore[no-untyped-call]
+        super().backward(loss * self._world)  # DDP averages over ranks; the exact loss already is the mean
 
     def unsynchronised(self) -> AbstractContextManager[None]:
         """DDP's no_sync: gradients accumulate here and travel with the next synchronised pass."""

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.utils._pytree import register_dataclass
 
 from clipscale.engines import Engine, Trainable
-from clipscale.engines._replicated import Replica
+from clipscale.engines._replicated import ROUNDED, Replica
 from clipscale.engines._sharded import Shards, temperatures
 from clipscale.errors import ConfigError, RequestError
 from clipscale.model import Encoders, KindOutput
@@ -51,6 +51,10 @@ class Fsdp2(Engine):
         if data_ranks % (self.shard_ranks or 1):
             of = f"{data_ranks} data ranks ({world} ranks, {self.tensor_ranks} of them to a data rank)"
             raise ConfigError(f"engine.shard_ranks {self.shard_ranks} does not divide the {of}; these do: {divisors(data_ranks)}")
+
+    def whole_weights(self, world: int) -> bool:
+        """Parts, unless there is one rank."""
+        return world == 1
 
     def data_ranks(self, world: int) -> int:
         """A data rank is a group of tensor ranks."""
@@ -87,7 +91,7 @@ class Fsdp2(Engine):
         self._shard(model, axes["parts"] if axes["copies"].size() == 1 else axes["copies", "parts"], precision)
         model.to_empty(device="cpu" if self.cpu_offload else mesh.device)
         fused = mesh.device.type == "cuda" and not self.cpu_offload
-        shards = _Fsdp2(model, optimizer, mesh, self.data_mesh(mesh), row_orders=row_orders, fused=fused)
+        shards = _Fsdp2(model, optimizer, mesh, self.data_mesh(mesh), precision=precision, row_orders=row_orders, fused=fused)
         shards.gathered = self.gathered
         _fill(shards, tensors, mesh)
         return shards
@@ -99,7 +103,7 @@ class Fsdp2(Engine):
 
     def _shard(self, model: Encoders, axes: DeviceMesh, precision: str) -> None:
         """Cut every block, then what is left of every tower, then the rest; temperatures stay whole."""
-        rounded = torch.bfloat16 if precision == "bf16" else None
+        rounded = ROUNDED[precision]
         policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=None if rounded is None else torch.float32)
         offload = CPUOffloadPolicy(pin_memory=axes.device_type == "cuda") if self.cpu_offload else OffloadPolicy()
         again = self.gathered == "block"

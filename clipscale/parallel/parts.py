@@ -1,9 +1,9 @@
-"""Tensors of which ranks hold parts: the whole of one, a rank's own part of one, and one norm over all parts."""
+"""Tensors of which ranks hold parts: the whole of one, a rank's own part of one, and norms over all parts."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,8 +47,14 @@ def holders(tensor: Tensor, *, world: int) -> int:
     return world // parts
 
 
-def global_norm(tensors: Iterable[Tensor], mesh: Mesh) -> Tensor:
-    """The norm of everything that all ranks hold in parts, each part counted once; 0-d, float64, the same on every rank."""
+def norms_by_name(tensors: Mapping[str, Sequence[Tensor]], mesh: Mesh) -> dict[str, float]:
+    """The norm of each name's tensors, of which all ranks hold parts, each part counted once; the same on every rank."""
+    squares = torch.stack([_own_square(parts, mesh) for parts in tensors.values()])
+    return dict(zip(tensors, mesh.all_reduce_sum(squares).sqrt().tolist(), strict=True))
+
+
+def _own_square(tensors: Sequence[Tensor], mesh: Mesh) -> Tensor:
+    """This rank's share of the sum of squares: 0-d, float64."""
     by_holders: dict[int, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         by_holders[holders(tensor, world=mesh.world)].append(own_part(tensor.detach()))
@@ -56,4 +62,4 @@ def global_norm(tensors: Iterable[Tensor], mesh: Mesh) -> Tensor:
     for count, parts in by_holders.items():
         norms = [norm.to(mesh.device, torch.float64) for norm in torch._foreach_norm(parts)]
         square += torch.stack(norms).square().sum() / count
-    return mesh.all_reduce_sum(square).sqrt()
+    return square

@@ -79,7 +79,7 @@ class TowerModule(nn.Module):
         if unlocked_blocks > len(blocks):
             raise RequestError(f"unlocked_blocks {unlocked_blocks} is more than the {len(blocks)} blocks of this tower")
         last = [*blocks[len(blocks) - unlocked_blocks :], *self.after_blocks()] if unlocked_blocks else []
-        trainable = {parameter for part in last for parameter in _parameters(part) if parameter.requires_grad}
+        trainable = {parameter for part in last for parameter in parameters_of(part) if parameter.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in trainable)
         self.locked = "partly" if trainable else "wholly"
@@ -98,7 +98,8 @@ def on_meta_device() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+def parameters_of(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    """The parameters of what `after_blocks` names."""
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +54,37 @@ def test_bf16_stays_near_fp32_and_keeps_temperature_and_moments_in_fp32(ranks, e
     assert rounded.losses != exact.losses
     assert rounded.losses[0] == pytest.approx(exact.losses[0], rel=2e-3), "rounding of single embeddings averages out over 256 pairs"
     assert {tensor.dtype for tensors in rounded.state.values() for tensor in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("lamb", 1e-10), ("muon", 5e-2)])
+def test_an_optimizer_steps_on_parts_of_the_weights_as_on_whole_ones(ranks, optimizer: str, tolerance: float) -> None:
+    """Muon makes steps orthogonal in bf16: in parts, products are rounded at other places."""
+    changes = {"name": optimizer, "layer_decay": 0.8, "average_decay": 0.7}
+    steps = Steps(optimizer_changes=changes, engine={"name": "ddp"}, steps=1 if optimizer == "muon" else 2)
+    whole: Trained = ranks(2)(train_steps, steps)[0]
+    parts: Trained = ranks(2)(train_steps, replace(steps, engine={"name": "fsdp2"}))[0]
+    assert largest_difference(parts, whole) < tolerance
+    average = whole.state["average"]
+    assert largest(whole.state["model"], average) > 1e-4, "the average lags behind"
+    assert largest(parts.state["average"], average) < tolerance
+
+
+def largest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Largest difference, relative to each tensor's largest number, of the tensors that `other` holds."""
+    return max(float((one[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-9)) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2"}], ids=label)
+def test_fp16_stays_near_fp32_and_saves_its_scale(ranks, engine: dict[str, Any]) -> None:
+    steps = Steps(engine=engine, dtype="float32", clip_norm=None, lr=1e-9, batch=64, steps=8)
+    exact: Trained = ranks(2)(train_steps, steps)[0]
+    rounded: Trained = ranks(2)(train_steps, replace(steps, precision="fp16"))[0]
+    assert rounded.losses != exact.losses
+    assert rounded.losses == pytest.approx(exact.losses, rel=2e-3)
+    whole = [step for step, norm in enumerate(rounded.norms) if math.isfinite(norm)]
+    assert 0 < len(whole) < 8, "the first scale is too large for these gradients, and is halved until they fit"
+    assert [rounded.norms[step] for step in whole] == pytest.approx([exact.norms[step] for step in whole], rel=2e-2)
+    assert float(rounded.state["optimizer"]["loss_scale/value"]) == 2.0 ** (16 - (8 - len(whole)))
 
 
 def test_fsdp2_starts_from_the_weights_of_one_process(ranks) -> None:

@@ -86,6 +86,8 @@ def test_every_rank_refuses_a_wrong_request_and_nothing_is_written(
 ) -> None:
     with pytest.raises(ConfigError, match="set engine: ddp"):
         ranks(2)(run_training, settings(tmp_path, data) | {"engine": "local"}, None)
+    with pytest.raises(ConfigError, match="'adafactor' needs whole tensors"):
+        ranks(2)(run_training, settings(tmp_path, data) | {"engine": "fsdp2", "optimizer": {"name": "adafactor", "lr": 0.01}}, None)
     with pytest.raises(DataError, match="nowhere"):
         ranks(2)(run_training, settings(tmp_path, (tmp_path / "nowhere", data[1])), None)
     assert list(tmp_path.iterdir()) == []
