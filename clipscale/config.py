@@ -180,8 +180,8 @@ class Run(Settings):
         Raises:
             ConfigError: a global batch is not a multiple of the ranks, or the lanes are not; names the nearest that fit.
         """
-        mistakes = []
         self.engine.check_world(world)  # first and alone: what follows depends on how the engine divides the ranks
+        mistakes = self._optimizer_mistakes(world)
         data_ranks = self.engine.data_ranks(world)
         ranks = f"{world} ranks" if data_ranks == world else f"{data_ranks} data ranks (of {world} ranks, {world // data_ranks} each)"
         for name, kind in self.pair_kinds.items():
@@ -198,13 +198,13 @@ class Run(Settings):
         if mistakes:
             raise ConfigError("\n".join(dict.fromkeys(mistakes)))
 
-
-    def _check_optimizer(self, *, world: int) -> None:
-        if self.optimizer.needs_whole_weights and not self.engine.whole_weights(world):
-            raise ConfigError(
-                f"optimizer '{_name_of(self.optimizer)}' needs whole tensors, and engine '{_name_of(self.engine)}' gives each of the {world} "
-                "ranks parts of them; take an engine that keeps whole weights (ddp), or another optimizer"
-            )
+    def _optimizer_mistakes(self, world: int) -> list[str]:
+        if not self.optimizer.needs_whole_weights or self.engine.whole_weights(world):
+            return []
+        return [
+            f"optimizer '{_name_of(self.optimizer)}' needs whole tensors, and engine '{_name_of(self.engine)}' gives each of the "
+            f"{world} ranks parts of them; take an engine that keeps whole weights, or another optimizer"
+        ]
 
 
 def _unmet(kind: str, objective: Objective) -> list[str]:
