@@ -95,13 +95,13 @@ class _Training:
     def start(self) -> None:
         """Build the model, claim the run folder, and take up where the newest checkpoint stands."""
         run, mesh = self.run, self.mesh
+        steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         with raised_together(mesh):
             model = run.engine.build(partial(build_model, run), mesh)
-            run.engine.check_model(model, world=mesh.world)
+            run.engine.check_model(model, optimizer=run.optimizer, steps_differ=steps_differ)
         self._claim_folder(
             needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
         )
-        steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         saved = self._resume()
         with raised_together(mesh):

@@ -24,6 +24,7 @@ from clipscale.towers import Tower
 ARCHITECTURES = [Path(__file__).parent / "architectures", Path(__file__).parent / "contracts" / "towers" / "architectures"]
 TEXT = {"name": "open_clip_text", "architecture": "small-vit"}
 VIT = {"image": {"name": "open_clip_image", "architecture": "small-vit", "patch_dropout": 0.3}, "text": TEXT}
+LOCKED = {**VIT, "text": {**TEXT, "locked": True, "unlocked_blocks": 1}}
 CONVNEXT = {"image": {"name": "open_clip_image", "architecture": "tiny-convnext", "image_size": 32}, "text": TEXT}
 WHISPER = {
     "model_type": "whisper",
@@ -122,7 +123,7 @@ def train_steps(mesh: Mesh, steps: Steps, start: dict[str, dict[str, Tensor]] | 
     engine = Engine.model_validate(steps.engine)
     engine.check_world(mesh.world)
     model = engine.build(steps.make, mesh)
-    engine.check_model(model, world=mesh.world)
+    engine.check_model(model, optimizer=steps.optimizer(), steps_differ=False)
     trainable = engine.wrap(model, steps.optimizer(), mesh, precision=steps.precision, steps_differ=False)
     data = engine.data_mesh(mesh)
     if start is not None:

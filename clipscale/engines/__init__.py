@@ -50,8 +50,11 @@ class Engine(Part, ABC):
         """
         return make()
 
-    def check_model(self, model: Encoders, *, world: int) -> None:
-        """Refuse a model this engine cannot train; nothing is changed, nothing has been written yet.
+    def check_model(self, model: Encoders, *, optimizer: Optimizer, steps_differ: bool) -> None:
+        """Refuse what this engine cannot train; nothing is changed, nothing has been written yet.
+
+        Args:
+            steps_differ: some steps leave out a pair kind and its towers.
 
         Raises:
             ConfigError: says what stands in the way, and what would fit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,17 +41,8 @@ class Shards(Replica):
         keep_apart(self._optimizer)
 
     def _norms(self) -> dict[str, float]:
-        self._sum_temperatures()
+        sum_gradients(self._temperatures, self._data_mesh)
         return norms_by_name(self._gradients(), self._mesh)
-
-    def _sum_temperatures(self) -> None:
-        """Over data ranks, as the engine has summed all other gradients in the backward pass."""
-        gradients = [parameter.grad for parameter in self._temperatures if parameter.grad is not None]
-        if not gradients:
-            return
-        total = self._data_mesh.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, summed in zip(gradients, torch.split(total, [gradient.numel() for gradient in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Whole tensors, gathered one by one: only rank 0 keeps them, on the CPU."""
@@ -101,6 +92,16 @@ class Shards(Replica):
 def temperatures(model: Encoders) -> list[nn.Parameter]:
     """Logit scales and biases: a number each, which no engine may cut or round."""
     return [*model.log_scale.parameters(), *model.bias.parameters()]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], mesh: Mesh, *, factor: float = 1.0) -> None:
+    """Sum gradients over the mesh, in one piece, as the engine has summed all others in the backward pass; times a factor."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    total = mesh.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients])) * factor
+    for gradient, summed in zip(gradients, torch.split(total, [gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
 
 
 def keep_apart(optimizer: torch.optim.Optimizer) -> None:

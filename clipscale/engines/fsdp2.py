@@ -69,7 +69,7 @@ class Fsdp2(Engine):
         with nullcontext() if mesh.is_main else torch.device("meta"):
             return make()
 
-    def check_model(self, model: Encoders, *, world: int) -> None:  # noqa: ARG002
+    def check_model(self, model: Encoders, *, optimizer: Optimizer, steps_differ: bool) -> None:  # noqa: ARG002
         """Every tower's blocks must be known, and divide over the tensor ranks."""
         mistakes = []
         for modality in model.modalities if self.tensor_ranks > 1 else []:

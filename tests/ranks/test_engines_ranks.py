@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_steps import CONVNEXT, SPEECH, Steps, Trained, largest_difference, plain_steps, train_steps
+from engine_steps import CONVNEXT, LOCKED, SPEECH, Steps, Trained, largest_difference, plain_steps, train_steps
 
 from clipscale.engines import Engine
 from clipscale.parallel.mesh import Mesh
@@ -28,6 +28,11 @@ CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (4, {"name": "fsdp2", "tensor_ranks": 2}, {"micro_batch": 5}),
     (4, {"name": "fsdp2", "tensor_ranks": 2, "shard_ranks": 1, "gathered": "block"}, {"towers": SPEECH, "micro_batch": 2}),
     (2, {"name": "fsdp2"}, {"towers": SPEECH}),
+    (2, {"name": "deepspeed", "stage": 1}, {}),
+    (2, {"name": "deepspeed", "stage": 2}, {"micro_batch": 1, "recompute": True}),
+    (2, {"name": "deepspeed", "stage": 2, "offload_optimizer": True}, {"micro_batch": 5}),
+    (3, {"name": "deepspeed", "stage": 3}, {"micro_batch": 2}),
+    (2, {"name": "deepspeed", "stage": 3}, {"towers": LOCKED, "micro_batch": 5, "recompute": True}),
 ]
 """(ranks, engine, what differs from Steps). Dropout is always on: of patches in the ViT, of activations in the speech tower."""
 
@@ -39,14 +44,15 @@ def label(value: Any) -> str:
 
 @pytest.mark.parametrize(("world", "engine", "changes"), CASES, ids=label)
 def test_an_engine_takes_the_steps_of_plain_torch(ranks, world: int, engine: dict[str, Any], changes: dict[str, Any]) -> None:
-    steps = Steps(engine=engine, **changes)
+    deepspeed = engine["name"] == "deepspeed"  # steps in fp32
+    steps = Steps(engine=engine, dtype="float32" if deepspeed else "float64", **changes)
     expected = plain_steps(steps, data_ranks=Engine.model_validate(engine).data_ranks(world))
     answers: list[Trained] = ranks(world)(train_steps, steps)
-    assert largest_difference(answers[0], expected) < 1e-10
+    assert largest_difference(answers[0], expected) < (1e-5 if deepspeed else 1e-10)
     assert all(answer.losses == answers[0].losses and answer.norms == answers[0].norms for answer in answers), "all ranks know the same"
 
 
-@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2"}], ids=label)
+@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2"}, {"name": "deepspeed", "stage": 3}], ids=label)
 def test_bf16_stays_near_fp32_and_keeps_temperature_and_moments_in_fp32(ranks, engine: dict[str, Any]) -> None:
     steps = Steps(engine=engine, dtype="float32", precision="bf16", clip_norm=None, lr=1e-3, batch=128, steps=1)
     exact: Trained = ranks(2)(train_steps, replace(steps, precision="fp32"))[0]
