@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clipscale.contrast import ContrastSettings, Pairs, contrastive_loss
-from clipscale.engines import Engine
+from clipscale.engines import Engine, Trainable
 from clipscale.inputs import ImageInput, Input, SpeechInput
 from clipscale.memory.grad_cache import cached_backward, split
 from clipscale.model import Encoders, KindOutput, PairKindModel, PreparedKinds, build_encoders
@@ -118,16 +118,17 @@ class Trained:
     """On rank 0."""
 
 
-def train_steps(mesh: Mesh, steps: Steps, start: dict[str, dict[str, Tensor]] | None = None, first: int = 0) -> Trained:
-    """Steps through an engine, as train.py takes them."""
+def trainable_for(mesh: Mesh, steps: Steps) -> tuple[Trainable, Mesh]:
+    """The model under its engine, and the data ranks."""
     engine = Engine.model_validate(steps.engine)
     engine.check_world(mesh.world)
     model = engine.build(steps.make, mesh)
     engine.check_model(model, optimizer=steps.optimizer(), steps_differ=False)
-    trainable = engine.wrap(model, steps.optimizer(), mesh, precision=steps.precision, steps_differ=False)
-    data = engine.data_mesh(mesh)
-    if start is not None:
-        trainable.load(start)
+    return engine.wrap(model, steps.optimizer(), mesh, precision=steps.precision, steps_differ=False), engine.data_mesh(mesh)
+
+
+def step_once(trainable: Trainable, data: Mesh, steps: Steps, step: int) -> tuple[float, float]:
+    """A step as train.py takes it: its loss and norm."""
     objective = Objective.model_validate("clip")
 
     def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, Tensor]:
@@ -135,21 +136,23 @@ def train_steps(mesh: Mesh, steps: Steps, start: dict[str, dict[str, Tensor]] | 
         loss = contrastive_loss(objective, Pairs(x=output.x, y=output.y), output.scale, settings=ContrastSettings(), mesh=data).loss
         return loss, loss
 
-    losses, norms = [], []
-    for step in range(first, first + steps.steps):
-        rows = steps.rows(trainable.model, step=step, rank=data.rank)
-        if steps.micro_batch is None:
-            seed(step, data.rank, 0)
-            loss, _ = contrast(trainable.encode(rows))
-            trainable.backward(loss)
-        else:
-            loss = cached_backward(
-                trainable, rows, contrast, micro_batch=steps.micro_batch, seed=lambda i, step=step: seed(step, data.rank, i)
-            )
-        losses.append(float(loss.detach()))
-        norms.append(trainable.step(lr=steps.lr).norm)
+    rows = steps.rows(trainable.model, step=step, rank=data.rank)
+    if steps.micro_batch is None:
+        seed(step, data.rank, 0)
+        loss, _ = contrast(trainable.encode(rows))
+        trainable.backward(loss)
+    else:
+        loss = cached_backward(trainable, rows, contrast, micro_batch=steps.micro_batch, seed=lambda number: seed(step, data.rank, number))
+    return float(loss.detach()), trainable.step(lr=steps.lr).norm
+
+
+def train_steps(mesh: Mesh, steps: Steps) -> Trained:
+    """Steps through an engine."""
+    trainable, data = trainable_for(mesh, steps)
+    taken = [step_once(trainable, data, steps, step) for step in range(steps.steps)]
     state = trainable.state()
-    return Trained(losses, norms, {file: dict(tensors) for file, tensors in state.items()} if mesh.rank == 0 else {})
+    whole = {file: dict(tensors) for file, tensors in state.items()} if mesh.rank == 0 else {}
+    return Trained([loss for loss, _ in taken], [norm for _, norm in taken], whole)
 
 
 def plain_steps(steps: Steps, *, data_ranks: int) -> Trained:

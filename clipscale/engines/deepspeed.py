@@ -26,7 +26,6 @@ from clipscale.engines._zero import MOMENTS, Zero, shape, start
 from clipscale.errors import CheckpointError, ConfigError, MissingPackage
 from clipscale.model import Encoders, KindOutput, PreparedKinds
 from clipscale.optim import Optimizer
-from clipscale.optim.adamw import AdamW
 from clipscale.parallel.mesh import Mesh
 
 
@@ -54,7 +53,7 @@ class Deepspeed(Engine):
     def check_model(self, model: Encoders, *, optimizer: Optimizer, steps_differ: bool) -> None:  # noqa: ARG002
         """ZeRO steps flat pieces of all weights at once: nothing may look at single weights, or leave some out."""
         mistakes = []
-        if type(optimizer) is not AdamW:
+        if not optimizer.adam_state:
             name = optimizer.model_dump()["name"]
             mistakes.append(f"optimizer '{name}' looks at whole weights, and ZeRO steps pieces of them; use adamw")
         if optimizer.average_decay is not None:

@@ -30,6 +30,8 @@ class Optimizer(Part, ABC):
 
     folder: ClassVar[str] = "clipscale.optim"
     default: ClassVar[str] = "adamw"
+    adam_state: ClassVar[bool] = False
+    """Whether its state is AdamW's and every number steps by itself: then weights can be cut anywhere, also within rows."""
     needs_whole_weights: ClassVar[bool] = False
     """Whether it cannot step on parts of a tensor."""
 

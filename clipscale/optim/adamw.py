@@ -5,7 +5,7 @@ Loshchilov & Hutter 2019, arXiv:1711.05101; the defaults are open_clip's for vis
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,8 @@ from clipscale.optim import Optimizer
 
 class AdamW(Optimizer):
     """torch's AdamW."""
+
+    adam_state: ClassVar[bool] = True
 
     betas: tuple[float, float] = Field(default=(0.9, 0.98), strict=False)
     """Of the first and second moment's moving averages."""

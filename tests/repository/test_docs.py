@@ -27,7 +27,8 @@ from clipscale.settings import part_names
 from data_tools.cli import app as shards
 from data_tools.rows import open_rows
 
-CONFIGS = [name for name in tracked() if name.startswith("configs/") and name.endswith(".yaml")]
+LAYERS = [name for name in tracked() if name.startswith("configs/clusters/") and name.endswith(".yaml")]
+CONFIGS = [name for name in tracked() if name.startswith("configs/") and name.endswith(".yaml") and name not in LAYERS]
 COMMANDS = {
     "clipscale": typer.main.get_command(clipscale).commands,  # type: ignore[attr-defined]
     "clipscale-shards": typer.main.get_command(shards).commands,  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ def test_generated_pages_are_fresh() -> None:
 
 def told() -> Iterator[tuple[str, Command]]:
     """Every command that a document or a configuration's comments tell, with where."""
-    for name in [*documents(), *CONFIGS]:
+    for name in [*documents(), *CONFIGS, *LAYERS]:
         yield from ((name, command) for command in commands(name))
 
 
@@ -117,6 +118,12 @@ def test_what_the_readme_calls_missing_is_missing() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_accepted(name: str) -> None:
     load_run([ROOT / name]).check_world(2 if name == "configs/demo.yaml" else 8)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_for_clusters_lie_over_recipes(layer: str) -> None:
+    for recipe in ("configs/image_text/vit_l_14_64k.yaml", "configs/image_text/vit_b_16_8_gpus.yaml"):
+        load_run([ROOT / recipe, ROOT / layer]).check_world(32)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "configs/demo.yaml"])
