@@ -42,7 +42,7 @@ def count_bytes(mesh: Mesh, steps: Steps, micro_batches: list[int | None]) -> li
     trainable, data = trainable_for(mesh, steps)
     counts = []
     for micro_batch in micro_batches:
-        for step in range(3):
+        for step in range(4):
             with CountBytes() as counter:
                 step_once(trainable, data, replace(steps, micro_batch=micro_batch), step)
         counts.append(dict(counter.bytes))
