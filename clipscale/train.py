@@ -300,18 +300,7 @@ class _Training:
             self.logbook.write_event("checkpoint", step=self.step)
 
 
-<<<<<<< HEAD
-def _checkpoint_bytes(model: Encoders) -> int:
-    """Weights, and two moments of what trains, in fp32."""
-    return sum(parameter.numel() * (12 if parameter.requires_grad else 4) for parameter in model.parameters())
-=======
-def _reading(batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
-    """What this rank's rows of each source took to read, by pair kind and source."""
-    return {f"{kind}/{source}": took for kind, batch in batches.items() for source, took in batch.reading.items()}
-
-
 def _checkpoint_bytes(model: Encoders, *, averaged: bool) -> int:
     """Weights, and two moments (and the average) of what trains, in fp32."""
     trained = 16 if averaged else 12
     return sum(parameter.numel() * (trained if parameter.requires_grad else 4) for parameter in model.parameters())
->>>>>>> ce5dcc0 (Optimizers are parts: AdamW, Adafactor, LAMB and Muon; layer-wise rates, an average of the weights, fp16 with a scaled loss, norms by tower)
