@@ -36,10 +36,10 @@ print(time.process_time() - begun, (resource.getrusage(resource.RUSAGE_SELF).ru_
 """
 
 
-def start(shards: int, bucket_batches: int) -> tuple[float, float]:
-    """CPU seconds and megabytes; the smallest of three."""
+def start(shards: int, bucket_batches: int, *, rounds: int) -> tuple[float, float]:
+    """CPU seconds and megabytes; the smallest of some rounds."""
     command = [sys.executable, "-c", START, str(shards), str(bucket_batches), "0", "8"]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(rounds)]
     return min(float(run[0]) for run in runs), min(float(run[1]) for run in runs)
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="a thousandth of the samples")
     smoke = parser.parse_args().smoke
-    starts = {bucket_batches: start(100 if smoke else 100_000, bucket_batches) for bucket_batches in BUCKETS}
+    starts = {bucket_batches: start(100 if smoke else 100_000, bucket_batches, rounds=1 if smoke else 3) for bucket_batches in BUCKETS}
     measured = {
         "samples": 1_000_000 if smoke else 1_000_000_000,
         "cpu_seconds": {str(buckets): round(seconds, 3) for buckets, (seconds, _) in starts.items()},
