@@ -175,7 +175,13 @@ def _check_end(data: bytes, suffix: str) -> None:
 
 def _scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     picture = _eight_bits(picture)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return picture if picture.size == size else picture.resize(size, _filter(picture.size, size), reducing_gap=3.0)
+
+
+def _filter(before: tuple[int, int], after: tuple[int, int]) -> Image.Resampling:
+    """Hamming where a picture shrinks: as sharp as bicubic there, without its halos, in two thirds of the time; bicubic where it grows."""
+    shrinks = after[0] <= before[0] and after[1] <= before[1]
+    return Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -80,4 +80,4 @@ def _suffix(name: str) -> str:
 
 def locate(name: str, folder: Path) -> Path:
     """The file that a manifest calls `name`: as it stands when absolute, else below `folder`."""
-    return folder / Path(name.strip().replace("\\", "/"))
+    return Path(os.path.join(folder, name.strip().replace("\\", "/")))  # noqa: PTH118 (half the time of folder / name, for millions of names)
