@@ -10,6 +10,7 @@ interleaved and the smallest is taken. Printed as JSON.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -78,7 +79,7 @@ def _measure(place: Path, number: int, rounds: int, peer: str | None) -> dict[st
             peer, str(place / "peer.py"), f"{folder}.txt", str(place / "out"), "keep_ratio", "256",
         ]  # fmt: skip
     seconds = {name: {"all": [], "quarter": []} for name in runs}
-    walls, copies = [], []
+    walls, copies, hashes = [], [], []
     try:
         for _ in range(rounds):
             for name, command in runs.items():
@@ -88,15 +89,16 @@ def _measure(place: Path, number: int, rounds: int, peer: str | None) -> dict[st
                     if (name, folder) == ("pass-through", "all"):
                         walls.append(wall)
             copies.append(_copy(place / "all", place / "copy"))
+            hashes.append(_hash(place / "all"))
     finally:
         if server:
             server.kill()
             server.wait()
-    return _result(number, bytes_of_all, seconds, min(walls), min(copies), peer)
+    return _result(number, bytes_of_all, seconds, min(walls), min(copies), number / min(hashes), peer)
 
 
 def _result(
-    number: int, bytes_of_all: int, seconds: dict[str, dict[str, list[float]]], wall: float, copy: float, peer: str | None
+    number: int, bytes_of_all: int, seconds: dict[str, dict[str, list[float]]], wall: float, copy: float, hashing: float, peer: str | None
 ) -> dict[str, Any]:
     whole = {name: number / min(times["all"]) for name, times in seconds.items()}
     further = {name: (number - number // 4) / max(1e-9, min(times["all"]) - min(times["quarter"])) for name, times in seconds.items()}
@@ -106,6 +108,7 @@ def _result(
         "images a second of processor time, whole command": {name: round(rate) for name, rate in whole.items()},
         "images a second of processor time, further images": {name: round(rate) for name, rate in further.items()},
         "pass-through over copying, wall time rates": round(copy / wall, 3),
+        "pass-through, further images, over sha256 of the files alone": round(further["pass-through"] / hashing, 3),
     }
     if peer:
         measured["resize over img2dataset, whole command"] = round(whole["resize"] / whole["img2dataset resize"], 2)
@@ -168,6 +171,15 @@ def _timed(command: list[str], output: Path) -> tuple[float, float]:
     if done.returncode or not list(output.glob("*.tar")):
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def _hash(folder: Path) -> float:
+    """Processor time of hashing the photographs, which lie in memory."""
+    files = [path.read_bytes() for path in folder.glob("*.jpg")]
+    started = time.process_time()
+    for data in files:
+        hashlib.sha256(data).digest()
+    return time.process_time() - started
 
 
 def _copy(source: Path, target: Path) -> float:
