@@ -207,3 +207,22 @@ def count_runs(block: nn.Module) -> Callable[[], int]:
     for part in block.modules():
         part.register_forward_hook(lambda part, *_: runs.update([part]))
     return lambda: max(runs.values())
+
+
+def test_the_meta_device_holds_the_same_names_and_shapes(built: TowerModule, settings: dict[str, Any]) -> None:
+    """Ranks that are sent their weights build there: what differs would be filled wrongly, or not at all."""
+    with torch.device("meta"):
+        bare = build(settings)
+
+    def described(module: TowerModule) -> dict[str, Any]:
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        return {name: (tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in tensors}
+
+    assert described(bare) == described(built)
+    assert {tensor.device.type for tensor in (*bare.parameters(), *bare.buffers())} == {"meta"}
+    mine, theirs = bare.input, built.input
+    assert {name: value for name, value in vars(mine).items() if name != "tokenize"} == {
+        name: value for name, value in vars(theirs).items() if name != "tokenize"
+    }
+    elsewhere = [name for _, module in built.named_modules() for name, value in vars(module).items() if isinstance(value, Tensor)]
+    assert not elsewhere, "tensors that are neither parameters nor buffers would not be sent"
