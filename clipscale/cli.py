@@ -31,6 +31,7 @@ PART_KINDS = {
     "towers": "clipscale.towers",
     "sources": "clipscale.data.sources",
     "engines": "clipscale.engines",
+    "optimizers": "clipscale.optim",
     "evaluators": "clipscale.evaluators",
     "rows": "data_tools.rows",
 }
