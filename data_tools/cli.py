@@ -15,6 +15,8 @@ from data_tools.commands.dedupe import HELP as DEDUPE_HELP
 from data_tools.commands.dedupe import dedupe
 from data_tools.commands.describe import describe
 from data_tools.commands.finish import finish
+from data_tools.commands.index import HELP as INDEX_HELP
+from data_tools.commands.index import index
 from data_tools.commands.reshard import MERGE_HELP, RESHARD_HELP, SPLIT_HELP, merge, reshard, split
 from data_tools.commands.retry import HELP as RETRY_HELP
 from data_tools.commands.retry import retry
@@ -33,6 +35,7 @@ app = typer.Typer(
 
 app.command(help=BUILD_HELP)(build)
 app.command()(finish)
+app.command(help=INDEX_HELP)(index)
 app.command()(describe)
 app.command(help=VERIFY_HELP)(verify)
 app.command(help=RETRY_HELP)(retry)

@@ -90,7 +90,11 @@ class Output(ABC):
 
     def marks(self) -> set[int]:
         """Shards whose jobs are done."""
-        return {int(name.removesuffix(".json")) for name in self._work_names() if name.removesuffix(".json").isdigit()}
+        return {int(name.removesuffix(".json")) for name in self.work_names(".json") if name.removesuffix(".json").isdigit()}
+
+    def work_names(self, suffix: str) -> list[str]:
+        """Files of the work folder whose names end so."""
+        return [name for name in self._work_names() if name.endswith(suffix)]
 
     @abstractmethod
     def _work_names(self) -> list[str]: ...
@@ -134,7 +138,8 @@ class FolderOutput(Output):
         (self.folder / name).unlink(missing_ok=True)
 
     def close(self, *, created: bool) -> None:
-        if (self.folder / "index.parquet").exists() or not (self.folder / "build.json").exists():
+        begun = (self.folder / "build.json").exists() or any((self.folder / WORK).glob("*.mark"))
+        if (self.folder / "index.parquet").exists() or not begun:
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
         if created and not any(self.folder.iterdir()):
             self.folder.rmdir()

@@ -23,14 +23,24 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
-from clipscale.data.shards import INDEX, SIDECAR, image_size, image_suffix, open_dataset, parse_sample, speech_length, speech_suffix
+from clipscale.data.shards import (
+    INDEX,
+    SHARD_NAME,
+    SIDECAR,
+    image_size,
+    image_suffix,
+    open_dataset,
+    parse_sample,
+    speech_length,
+    speech_suffix,
+)
 from clipscale.errors import DataError, ShardError
 from data_tools.images import check_image
 from data_tools.packing import BadRow
 from data_tools.pool import Count, Progress, run_all, usable_cores
 from data_tools.speech import check_recording
+from data_tools.summed import SummedFile
 
-_CHUNK = 1 << 20
 _MEMBERS = ("image", "speech", "text", "record")
 _SUMS = "index.sha256"
 
@@ -165,7 +175,7 @@ def _index_rows(url: str, note: Callable[[Finding], None]) -> list[dict[str, Any
         if not table.schema.equals(INDEX, check_metadata=False):
             raise ValueError(f"its columns are {', '.join(table.column_names)}")
         rows: list[dict[str, Any]] = table.to_pylist()
-        if bad := next((row["shard"] for row in rows if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", row["shard"])), None):
+        if bad := next((row["shard"] for row in rows if not SHARD_NAME.fullmatch(row["shard"])), None):
             raise ValueError(f"it names shard '{bad}'")
     except FileNotFoundError:
         return []
@@ -235,7 +245,7 @@ def _check_tar(check: _ShardCheck, rows: list[dict[str, Any]], count: Count) -> 
     """One pass over the tar: its sum, each sample's sum, each medium decoded."""
     findings: list[Finding] = []
     with _open(check.url, check.tar) as file:
-        tar = _Summed(file)
+        tar = SummedFile(file)
         for row in sorted(rows, key=lambda row: int(row["offset"])):
             if row["offset"] < tar.position:
                 findings.append(Finding(check.sidecar, row["key"], "overlapping samples", f"it begins at {row['offset']}, inside another"))
@@ -252,31 +262,6 @@ def _check_tar(check: _ShardCheck, rows: list[dict[str, Any]], count: Count) -> 
         where = "in the samples named below" if findings else "outside its samples" if rows else "somewhere"
         findings.insert(0, Finding(check.tar, "", "changed file", f"its sha256 is not the one in index.parquet; the damage lies {where}"))
     return findings
-
-
-class _Summed:
-    """A file read in order, with the sha256 of all of it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
-        self.position = 0
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._hash.update(data)
-        self.position += len(data)
-        return data
-
-    def skip_to(self, offset: int) -> None:
-        while self.position < offset and self.read(min(_CHUNK, offset - self.position)):
-            pass
-
-    def finish(self) -> None:
-        while self.read(_CHUNK):
-            pass
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
 
 
 def _sample_damage(row: dict[str, Any], data: bytes) -> tuple[str, str]:

@@ -9,6 +9,7 @@ webdataset: its addresses can run programs (`pipe:`).
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +23,7 @@ from clipscale.errors import DataError
 _BLOCK = 512
 _MOST_TARS = 1_000_000
 _LARGEST_BYTES = 1 << 30
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and what stands for bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,7 @@ def read_foreign_tar(path: Path, contents: Contents, *, media: Collection[str], 
 
     Of a damaged tar the samples before the damage are given, except the last, which may have lost members: the damage is its problem.
     """
-    groups = _groups(contents.headers, media, texts)
-    if contents.damage:
-        last = groups[-1].key if groups else ""
-        groups = [*groups[:-1], _Group(last, [], f"damaged tar: {contents.damage}; this sample and all that followed are lost")]
+    groups = group_headers(contents, media=media, texts=texts)
     wanted = {header.name for group in groups if not group.problem for header in group.headers}
     samples = _webdataset_samples(path, wanted)
     sample = next(samples, None)
@@ -167,15 +166,28 @@ def read_foreign_tar(path: Path, contents: Contents, *, media: Collection[str], 
 
 
 @dataclass
-class _Group:
+class Group:
     """The members of a sample, as their headers tell."""
 
     key: str
     headers: list[Header]
     problem: str = ""
+    """'reason: detail', what keeps it from becoming a sample; empty when nothing does."""
 
 
-def _groups(headers: list[Header], media: Collection[str], texts: Collection[str]) -> list[_Group]:
+def group_headers(contents: Contents, *, media: Collection[str], texts: Collection[str]) -> list[Group]:
+    """The samples that a tar's headers tell of, in the order in which their keys come first.
+
+    Before a tar's damage the last sample, which may have lost members, has the damage as its problem.
+    """
+    groups = _groups(contents.headers, media, texts)
+    if not contents.damage:
+        return groups
+    last = groups[-1].key if groups else ""
+    return [*groups[:-1], Group(last, [], f"damaged tar: {contents.damage}; this sample and all that followed are lost")]
+
+
+def _groups(headers: list[Header], media: Collection[str], texts: Collection[str]) -> list[Group]:
     """Headers by key, in the order in which keys come first, each with what keeps it from becoming a sample."""
     positions: dict[str, list[int]] = {}
     known = [header for header in headers if header.ending in media or header.ending in texts]
@@ -189,7 +201,7 @@ def _groups(headers: list[Header], media: Collection[str], texts: Collection[str
         if plain:
             problem = _problem(plain, places)
             repeated = max(Counter(header.suffix for header in plain).values())
-            groups += [_Group(key, plain, problem)] * repeated
+            groups += [Group(key, plain, problem)] * repeated
     return groups
 
 
@@ -199,6 +211,10 @@ def _problem(headers: list[Header], places: list[int]) -> str:
     twice = next((header.name for header in headers if suffixes[header.suffix] > 1), None)
     link = next((header.name for header in headers if not header.plain), None)
     large = next((header for header in headers if header.size > _LARGEST_BYTES), None)
+    if _leaves(headers[0].name):
+        return f"path that leaves the folder: {headers[0].name!r}; make the tar again with plain names"
+    if _NO_TEXT.search(headers[0].name):
+        return f"unusable name: {headers[0].name!r} is not UTF-8, or holds control characters"
     if twice:
         return f"duplicate key: the tar has more than one {twice}"
     if places[-1] - places[0] >= len(places):
@@ -209,6 +225,11 @@ def _problem(headers: list[Header], places: list[int]) -> str:
     if large:
         return f"unreadable file: {large.name} has {large.size:,} bytes, more than {_LARGEST_BYTES:,}"
     return ""
+
+
+def _leaves(name: str) -> bool:
+    """Whether a program that unpacks this name would write outside of the folder it was told."""
+    return name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/")
 
 
 def _samples_with_dots(together: list[Header], plain: list[Header], media: Collection[str], texts: Collection[str]) -> list[Header]:
@@ -222,12 +243,12 @@ def _samples_with_dots(together: list[Header], plain: list[Header], media: Colle
     return [header for header in dotted if header.ending in media and (alone or header.suffix.rpartition(".")[0] in captioned)]
 
 
-def _dotted(header: Header) -> _Group:
+def _dotted(header: Header) -> Group:
     problem = f"key with a dot: to webdataset {header.name} is member '{header.suffix}' of sample '{header.key}'; rename it without dots"
-    return _Group(header.name.rpartition(".")[0], [], problem)
+    return Group(header.name.rpartition(".")[0], [], problem)
 
 
-def _compared(group: _Group, sample: Mapping[str, Any]) -> ForeignSample:
+def _compared(group: Group, sample: Mapping[str, Any]) -> ForeignSample:
     """webdataset's sample, when it is what the headers say."""
     members = {header.suffix: Member(header.name, header.offset, sample.get(header.suffix, b"")) for header in group.headers}
     given = {name: len(data) for name, data in sample.items() if not name.startswith("__")}

@@ -63,7 +63,7 @@ def _parse_text(key: str, text: bytes) -> str:
     if len(text) > MAX_RECORD_BYTES:
         raise ShardError(f"sample '{key}': its .txt has {len(text)} bytes; at most {MAX_RECORD_BYTES} are read")
     try:
-        return text.decode("utf-8")
+        return text.decode("utf-8-sig")  # some editors begin texts with a byte order mark
     except UnicodeDecodeError as error:
         raise ShardError(f"sample '{key}': its .txt is not UTF-8 ({error})") from error
 

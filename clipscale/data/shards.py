@@ -34,7 +34,7 @@ import pyarrow.parquet
 from clipscale.data.dataset import DatasetIndex, open_dataset, read_member
 from clipscale.data.media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, image_size, image_suffix, speech_length, speech_suffix
 from clipscale.data.sample import Sample, parse_sample
-from clipscale.data.tables import INDEX, KEY, SIDECAR, read_parquet
+from clipscale.data.tables import INDEX, KEY, SHARD_NAME, SIDECAR, read_parquet
 from clipscale.errors import DataError, ShardError
 
 _BLOCK = 512
@@ -93,7 +93,7 @@ class ShardWriter:
             ShardError: a medium that is not what the format holds, or whose header is damaged.
         """
         self._check(key, captions, image, speech)
-        row = _media_columns(image, speech)
+        row = media_columns(image, speech)
         fields = {**(record or {}), "captions": list(captions)}
         members = {
             "image": (row["image_suffix"], image),
@@ -179,7 +179,7 @@ class ShardWriter:
         self._temporary.replace(self._folder / f"{self._shard}.tar")
         about = {"plan": self._plan, "sha256": self._hash.hexdigest(), "bytes": str(self._position)}
         write_parquet(sidecar, pyarrow.Table.from_pylist(self._rows, schema=SIDECAR.with_metadata(about)))
-        self.info = _info(sidecar)
+        self.info = read_shard_info(sidecar)
 
 
 def _header(name: str, size: int) -> bytes:
@@ -204,7 +204,12 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
-def _media_columns(image: bytes | None, speech: bytes | None) -> dict[str, Any]:
+def media_columns(image: bytes | None, speech: bytes | None) -> dict[str, Any]:
+    """A sidecar's columns for these media, as their headers tell; where they lie is zero.
+
+    Raises:
+        ShardError: a medium that is not what the format holds, or whose header is damaged.
+    """
     row: dict[str, Any] = {name: 0 for name in SIDECAR.names if name.endswith(("_offset", "_bytes"))}
     row |= {"width": 0, "height": 0, "image_suffix": "", "frames": 0, "sample_rate": 0, "speech_suffix": ""}
     if image is not None:
@@ -226,7 +231,7 @@ def finished_shard(folder: Path, shard: str, *, plan: str) -> ShardInfo | None:
         with tar.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != about.get("sha256"):
                 return None
-        return _info(sidecar)
+        return read_shard_info(sidecar)
     except (OSError, pyarrow.ArrowException):
         return None
 
@@ -281,7 +286,12 @@ def _about(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items() if name != b"ARROW:schema"}
 
 
-def _info(sidecar: Path) -> ShardInfo:
+def read_shard_info(sidecar: Path) -> ShardInfo:
+    """A shard's row of the index, as its sidecar tells.
+
+    Raises:
+        OSError, pyarrow.ArrowException, KeyError: it cannot be read, or is no sidecar.
+    """
     about, data = _about(sidecar), sidecar.read_bytes()
     table = read_parquet(data, columns=["status", "width", "frames", "sample_rate", "captions"])
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
@@ -303,6 +313,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "INDEX",
     "KEY",
+    "SHARD_NAME",
     "SIDECAR",
     "SPEECH_SUFFIXES",
     "DataError",
@@ -318,6 +329,8 @@ __all__ = [
     "parse_sample",
     "read_about",
     "read_member",
+    "read_shard_info",
+    "media_columns",
     "speech_length",
     "speech_suffix",
     "write_index",

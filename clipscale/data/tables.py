@@ -45,7 +45,10 @@ INDEX = pyarrow.schema(
 )
 
 KEY = re.compile(r"[0-9A-Za-z_-]{1,80}")
-"""What keys and shard names may be: no dot (webdataset cuts keys at the first) and no slash."""
+"""What keys and shard names of ours may be: no dot (webdataset cuts keys at the first) and no slash."""
+
+SHARD_NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._=+-]{0,199}")
+"""What a tar of others may be called, without .tar: nothing that leads out of its folder, or that addresses give a meaning."""
 
 
 def read_parquet(data: bytes, columns: list[str] | None = None) -> pyarrow.Table:
