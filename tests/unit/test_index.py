@@ -189,13 +189,21 @@ def test_indexing_again_changes_nothing_and_reads_only_tars_that_changed(tmp_pat
     plain(folder, tars=1)  # written again, the same bytes at another time: read, and found to be what it was
     os.utime(folder / "00000.tar", (1, 1))
     assert index(str(folder), workers=1).reused_shards == 3
-    write_tar(folder / "00001.tar", [("0004.jpg", jpeg(99)), ("0004.txt", b"other")])
+    changed = (folder / "00001.tar").read_bytes().replace(b"number 4", b"another!")  # of the same size
+    (folder / "00001.tar").write_bytes(changed)
     write_tar(folder / "00003.tar", [("0012.jpg", jpeg(12)), ("0012.txt", b"new")])
     assert index(str(folder), workers=1).reused_shards == 2
-    assert samples_of(folder)["0004"].captions == ["other"]
+    assert samples_of(folder)["0004"].captions == ["another!"]
     (folder / "00002.tar").unlink()
-    assert index(str(folder), workers=1).samples == 6
-    assert sorted(samples_of(folder)) == ["0000", "0001", "0002", "0003", "0004", "0012"]
+    assert index(str(folder), workers=1).samples == 9
+    assert sorted(samples_of(folder)) == [f"{n:04d}" for n in (0, 1, 2, 3, 4, 5, 6, 7, 12)]
+    write_tar(folder / "00003.tar", [("0012.jpg", jpeg(12)), ("0012.txt", b"")])
+    with pytest.raises(RunError, match="empty member 1"):
+        index(str(folder), workers=1)
+    with pytest.raises(DataError, match=r"no index\.parquet"):  # the old one knows another sidecar
+        open_dataset(folder)
+    (folder / "00003.tar").unlink()
+    index(str(folder), workers=1)
     assert not list(folder.glob(".*"))
 
 
