@@ -31,8 +31,9 @@ from typing import Any, Self
 import pyarrow
 import pyarrow.parquet
 
-from clipscale.data.dataset import DatasetIndex, open_dataset, read_member
+from clipscale.data.dataset import DatasetIndex
 from clipscale.data.media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, image_size, image_suffix, speech_length, speech_suffix
+from clipscale.data.opening import open_dataset, read_member
 from clipscale.data.sample import Sample, parse_sample
 from clipscale.data.tables import INDEX, KEY, SHARD_NAME, SIDECAR, read_parquet
 from clipscale.errors import DataError, ShardError

@@ -170,6 +170,6 @@ def test_parts_lists_every_part_with_its_first_line() -> None:
 
 def test_processes_that_read_shards_beside_torch_end_cleanly(data: tuple[Path, Path]) -> None:
     """Arrow's threads aborted about half of them at the end; six processes miss that once in 64 times."""
-    code = f"import torch; from clipscale.data.dataset import open_dataset; open_dataset({str(data[0])!r}).read(0, [0])"
+    code = f"import torch; from clipscale.data.opening import open_dataset; open_dataset({str(data[0])!r}).read(0, [0])"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(6)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 6
