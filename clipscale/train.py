@@ -58,7 +58,6 @@ def check(run: Run, *, world: int) -> None:
     for name, kind in run.pair_kinds.items():
         check_sources(kind.sources, kind=name, modalities=kind.modalities)
     check_packages(run.logging)
-    run.optimizer.check_installed()
     run_folder.check(run)
 
 

@@ -61,13 +61,6 @@ class Optimizer(Part, ABC):
         Its state must be tensors by parameter: that is what checkpoints hold.
         """
 
-    def check_installed(self) -> None:
-        """Refuse when an optional package is missing.
-
-        Raises:
-            MissingPackage: with the line that installs it.
-        """
-
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]], places: Mapping[str, Place]) -> list[dict[str, Any]]:
         """Matrices decayed and the rest not, apart by learning rate and by whether they stand in a block."""
         grouped: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
