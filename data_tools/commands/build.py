@@ -6,15 +6,30 @@ import time
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipscale.errors import ConfigError
+from data_tools.commands._options import (
+    AllowLoopback,
+    ConnectTimeout,
+    Deadline,
+    HostRate,
+    IgnoreOptOut,
+    IgnoreRobots,
+    MaxBytes,
+    PerHost,
+    ReadTimeout,
+    Threads,
+    Tries,
+    UserAgent,
+    checked,
+    fetching_of,
+)
 from data_tools.terminal import errors, progress_line, say, size
 
 if TYPE_CHECKING:
-    from data_tools.fetch.fetching import Fetching
     from data_tools.finish import BuildSummary
     from data_tools.packing import Packing
     from data_tools.rows import Row, Rows
@@ -67,12 +82,8 @@ _COLUMNS = "Tables, JSONL, parquet, corpora: which column holds what"
 _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
 _NODES = "Several nodes: each runs the same command with its own --node"
-_WEB = "Addresses of the web: how they are fetched"
 _CHOICE = "Which rows are packed"
 _IMAGES = "What images become"
-
-
-Kind = TypeVar("Kind", bound="Packing | Fetching")
 
 
 class CaptionsFrom(Enum):
@@ -282,36 +293,18 @@ def build(
             show_default="0.01; 1 where media are fetched",
         ),
     ] = None,
-    deadline: Annotated[
-        float, typer.Option(rich_help_panel=_WEB, help="Longest time for one address in seconds, redirects included.")
-    ] = 60.0,
-    connect_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest wait for a connection, seconds.")] = 10.0,
-    read_timeout: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest silence of a server, seconds.")] = 15.0,
-    max_bytes: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Largest image or recording that is fetched.")] = 32_000_000,
-    threads: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Addresses fetched at the same time.")] = 32,
-    per_host: Annotated[int, typer.Option(rich_help_panel=_WEB, help="Of one host.")] = 4,
-    host_rate: Annotated[float, typer.Option(rich_help_panel=_WEB, help="Most requests a second to one host; 0: no limit.")] = 10.0,
-    tries: Annotated[
-        int, typer.Option(rich_help_panel=_WEB, help="How often to ask where another time may help: timeouts, 429, 503 and such.")
-    ] = 3,
-    user_agent: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=_WEB, help="Who asks; put an address of yours into it.", show_default="clipscale-shards/VERSION"),
-    ] = None,
-    ignore_robots: Annotated[
-        bool, typer.Option("--ignore-robots", rich_help_panel=_WEB, help="Fetch what a host's robots.txt disallows.")
-    ] = False,
-    ignore_opt_out: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-opt-out",
-            rich_help_panel=_WEB,
-            help="Keep what an X-Robots-Tag (noai, noimageai, noindex, noimageindex, noml, none) or TDM-Reservation header reserves.",
-        ),
-    ] = False,
-    allow_loopback: Annotated[
-        bool, typer.Option("--allow-loopback", rich_help_panel=_WEB, help="Also fetch from this machine: for a server of your own.")
-    ] = False,
+    deadline: Deadline = 60.0,
+    connect_timeout: ConnectTimeout = 10.0,
+    read_timeout: ReadTimeout = 15.0,
+    max_bytes: MaxBytes = 32_000_000,
+    threads: Threads = 32,
+    per_host: PerHost = 4,
+    host_rate: HostRate = 10.0,
+    tries: Tries = 3,
+    user_agent: UserAgent = None,
+    ignore_robots: IgnoreRobots = False,
+    ignore_opt_out: IgnoreOptOut = False,
+    allow_loopback: AllowLoopback = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is taken for what and the first ten rows; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another data set that OUTPUT holds.")] = False,
 ) -> None:
@@ -349,20 +342,20 @@ def build(
         max_seconds=max_seconds,
         check_images=check_images.value,
     )
-    given = {
-        "deadline_s": deadline,
-        "connect_timeout_s": connect_timeout,
-        "read_timeout_s": read_timeout,
-        "max_bytes": max_bytes,
-        "threads": threads,
-        "per_host": per_host,
-        "host_rate": host_rate,
-        "tries": tries,
-        "ignore_robots": ignore_robots,
-        "ignore_opt_out": ignore_opt_out,
-        "allow_loopback": allow_loopback,
-    }
-    fetching = fetching_of(**given, **({} if user_agent is None else {"user_agent": user_agent}))
+    fetching = fetching_of(
+        deadline=deadline,
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        max_bytes=max_bytes,
+        threads=threads,
+        per_host=per_host,
+        host_rate=host_rate,
+        tries=tries,
+        user_agent=user_agent,
+        ignore_robots=ignore_robots,
+        ignore_opt_out=ignore_opt_out,
+        allow_loopback=allow_loopback,
+    )
     _show_guesses(rows)
     if dry_run:
         _show_rows(rows, packing)
@@ -387,29 +380,10 @@ def build(
     show_summary(summary, time.monotonic() - started)
 
 
-def fetching_of(**settings: Any) -> Fetching:
-    """The settings of fetching that options say."""
-    from data_tools.fetch.fetching import Fetching
-
-    return _checked(Fetching, settings)
-
-
 def _packing(**settings: Any) -> Packing:
     from data_tools.packing import Packing
 
-    return _checked(Packing, settings)
-
-
-def _checked(kind: type[Kind], settings: dict[str, Any]) -> Kind:
-    from pydantic import ValidationError
-
-    try:
-        return kind(**settings)
-    except ValidationError as error:
-        line = error.errors()[0]
-        message = str(line["msg"]).removeprefix("Value error, ")
-        option = f"--{str(line['loc'][0]).removesuffix('_s').replace('_', '-')} {line['input']}: " if line["loc"] else ""
-        raise ConfigError(f"{option}{message}") from None
+    return checked(Packing, settings)
 
 
 def _show_guesses(rows: Rows) -> None:
