@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 from tiny import tiny_run, write_squares, write_tones
 
 from clipscale import train
 from clipscale.config import Run, validate
-from clipscale.errors import ConfigError, DataError, RunFolderError
-from clipscale.evaluate import evaluate_checkpoint
+from clipscale.errors import ConfigError, DataError, RequestError, RunFolderError
+from clipscale.evaluate import evaluate, evaluate_checkpoint
 from clipscale.evaluators import Evaluation
 from clipscale.parallel.mesh import Mesh
+from clipscale.run_model import build_model
 
 MESH = Mesh.single()
 
@@ -139,3 +141,25 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run: Run, tmp_path: Path, ca
     folder = evaluate_checkpoint(copied, MESH, files=[], overrides=[], output=tmp_path / "out")
     assert json.loads((folder / "evaluation.json").read_text())["colours"]["provenance"]["step"] == 1
     assert "skipping a damaged checkpoint" in capsys.readouterr().err
+
+
+def test_the_average_of_the_weights_is_evaluated_when_asked_for(run: Run, tmp_path: Path) -> None:
+    squares = write_squares(tmp_path, samples=24)
+    settings = tiny_run(tmp_path, squares, write_tones(tmp_path, samples=24), evaluations=_evaluations(str(squares)), steps=6)
+    made = validate(Run, settings | {"optimizer": {"lr": 0.05, "average_decay": 0.9}})
+    train.train(made, MESH)
+
+    def figures(folder: Path) -> dict[str, Any]:
+        return {name: result["figures"] for name, result in json.loads((folder / "evaluation.json").read_text()).items()}
+
+    plain = figures(evaluate_checkpoint(made.run_folder, MESH, files=(), overrides=(), output=tmp_path / "plain"))
+    averaged = evaluate_checkpoint(made.run_folder, MESH, files=(), overrides=(), output=tmp_path / "average", average=True)
+    saved = made.run_folder / "checkpoints" / "step-00000006"
+    model = build_model(made)
+    model.load_state_dict({**load_file(saved / "model.safetensors"), **load_file(saved / "average.safetensors")})
+    evaluate(made.evaluations, model, MESH, folder=tmp_path / "by_hand", provenance={})
+    assert figures(averaged) == figures(tmp_path / "by_hand") != plain
+    assert json.loads((averaged / "evaluation.json").read_text())["colours"]["provenance"]["weights"] == "average"
+    with pytest.raises(RequestError, match=r"holds no average of the weights; train with optimizer\.average_decay"):
+        evaluate_checkpoint(run.run_folder, MESH, files=(), overrides=(), output=tmp_path / "none", average=True)
+    assert not (tmp_path / "none").exists()
