@@ -6,13 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from clipscale import run_folder
 from clipscale.config import Run
 from clipscale.data.sample import BadSample
 from clipscale.metrics import JsonLines, Logger, flatten, open_loggers
 from clipscale.parallel.mesh import Mesh
+from clipscale.throughput import StepTimes
 
 
 class Logbook:
@@ -32,15 +31,13 @@ class Logbook:
         settings = run.model_dump(mode="json", serialize_as_any=True)
         self._loggers = open_loggers(run.logging, name=run.name, folder=folder, settings=settings, first_step=step + 1)
 
-    def write_step(self, record: dict[str, Any], *, seconds: float, waited: float, reading: Mapping[str, Mapping[str, float]]) -> None:
-        """A step's numbers, how long it took and waited for data (seconds), and what this rank's sources took to read."""
+    def write_step(self, record: dict[str, Any], times: StepTimes, *, reading: Mapping[str, Mapping[str, float]]) -> None:
+        """A step's numbers, what it took on all ranks, and what this rank's sources took to read."""
         if not self._mesh.is_main:
             return
         step, samples = record["step"], sum(self._run.pair_kinds[name].global_batch for name in record["kinds"])
-        timing = {"step": step, "seconds": seconds, "samples_per_second": samples / seconds, "data_wait_seconds": waited}
-        timing["sources"] = {name: {**took, "rows_per_second": took["rows"] / seconds} for name, took in reading.items()}
-        if self._mesh.device.type == "cuda":
-            timing["memory_bytes"] = torch.cuda.max_memory_allocated(self._mesh.device)
+        timing = {"step": step, "samples_per_second": samples / times.seconds, **times.record()}
+        timing["sources"] = {name: {**took, "rows_per_second": took["rows"] / times.seconds} for name, took in reading.items()}
         self._files["metrics"].write(record)
         self._files["timings"].write(timing)
         for logger in self._loggers:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from clipscale.config import Run
+from clipscale.throughput import StepTimes
 
 
 class Progress:
@@ -39,14 +40,14 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def show(self, record: dict[str, Any], *, seconds: float, waited: float) -> None:
+    def show(self, record: dict[str, Any], times: StepTimes) -> None:
         """One finished step."""
         if not (self._live or self._plain):
             return
-        rate = sum(self._run.pair_kinds[name].global_batch for name in record["kinds"]) / seconds
+        rate = sum(self._run.pair_kinds[name].global_batch for name in record["kinds"]) / times.seconds
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
         kinds = "  ".join(f"{name} loss {kind['loss']:.3f} scale {kind['scale']:.1f}" for name, kind in record["kinds"].items())
-        numbers = f"{self._rate:,.0f} samples/s  {kinds}  data wait {waited / seconds:.0%}"
+        numbers = f"{self._rate:,.0f} samples/s  {kinds}  data wait {times.phases['data'] / times.seconds:.0%}"
         if self._live:
             self._bar.update(self._task, completed=record["step"], numbers=numbers)
         elif record["step"] % self._run.logging.print_every_steps == 0 or record["step"] == self._run.steps:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +32,11 @@ from clipscale.metrics import check_packages
 from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
+from clipscale.phases import PhaseTimer, phase, timing
 from clipscale.progress import Progress
 from clipscale.run_model import build_model
 from clipscale.signals import StopSignals
+from clipscale.throughput import StepTimes, over_ranks, own_numbers
 
 
 @dataclass(frozen=True)
@@ -159,22 +160,21 @@ class _Training:
             return Outcome("already finished", self.step)
         if self.step >= last_step:
             return Outcome("stopped", self.step)
-        with Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress:
+        with Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress, timing(self.mesh.device) as timer:
             while self.step < last_step:
-                started = time.perf_counter()
                 self.step += 1
-                batches, waited = self._next_batches(), time.perf_counter() - started
+                batches = self._next_batches()
                 self.tally.count(batches, tell=partial(self.logbook.write_bad_samples, step=self.step))
                 for name, of_ranks in self.tally.finished.items():
                     for shards in of_ranks:
                         self.streams[name].note(shards)
                 record = self._train_step(batches)
-                seconds = time.perf_counter() - started
-                stop = self.mesh.all_reduce_max(self.signals.received)
-                self.logbook.write_step(record, seconds=seconds, waited=waited, reading=self._reading(batches))
-                progress.show(record, seconds=seconds, waited=waited)
+                stop, times = self._end_step(timer)
+                self.logbook.write_step(record, times, reading=self._reading(batches))
+                progress.show(record, times)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
-                    self._save()
+                    with phase("checkpoint"):
+                        self._save()
                 if stop:
                     self.logbook.write_event("stopped", step=self.step, detail=f"signal {stop}")
                     return Outcome("stopped", self.step, signal=stop)
@@ -186,13 +186,20 @@ class _Training:
 
     def _next_batches(self) -> dict[str, Batch]:
         due = [name for name, kind in self.run.pair_kinds.items() if (self.step - 1) % kind.every == 0]
-        return {name: next(self.streams[name]).to(self.mesh.device) for name in due}
+        with phase("data"):
+            return {name: next(self.streams[name]).to(self.mesh.device) for name in due}
+
+    def _end_step(self, timer: PhaseTimer) -> tuple[int, StepTimes]:
+        """The largest signal that some rank received, and what the step took on all ranks: one exchange."""
+        told = self.mesh.gather(torch.tensor([self.signals.received, *own_numbers(timer.end_step())], device=self.mesh.device)).tolist()
+        return max(signal for signal, *_ in told), over_ranks([numbers for _, *numbers in told])
 
     def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
         """One update of the weights; returns the step's line in metrics.jsonl."""
         run = self.run
         lr = run.optimizer.lr * run.schedule.fraction(self.step, steps=run.steps)
-        kinds = self._prepare(batches)
+        with phase("prepare"):
+            kinds = self._prepare(batches)
 
         def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
             losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
@@ -205,11 +212,16 @@ class _Training:
 
         if run.micro_batch is None:
             self._seed(0)
-            total, losses = contrast(self.trainable.encode(kinds))
-            self.trainable.backward(total)
+            with phase("encode"):
+                outputs = self.trainable.encode(kinds)
+            with phase("contrast"):
+                total, losses = contrast(outputs)
+            with phase("backward"):
+                self.trainable.backward(total)
         else:
             losses = cached_backward(self.trainable, kinds, contrast, micro_batch=run.micro_batch, seed=self._seed)
-        stepped = self.trainable.step(lr=lr)
+        with phase("optimizer"):
+            stepped = self.trainable.step(lr=lr)
         if not (math.isfinite(stepped.norm) or stepped.skipped):
             raise NonFiniteLoss(
                 f"the gradient's norm is {stepped.norm} at step {self.step}; the weights were not changed: lower the learning rate"

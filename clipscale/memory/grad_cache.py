@@ -19,6 +19,7 @@ from torch import Tensor
 from clipscale.engines import Trainable
 from clipscale.inputs import Modality
 from clipscale.model import KindOutput, PreparedKinds
+from clipscale.phases import phase
 
 Losses = TypeVar("Losses")
 
@@ -41,14 +42,15 @@ def cached_backward(
         seed: puts the random generators into the state of the i-th micro-batch.
     """
     parts = split(kinds, micro_batch=micro_batch)
-    with torch.no_grad():
+    with phase("encode"), torch.no_grad():
         embedded = []
         for index, part in enumerate(parts):
             seed(index)
             embedded.append(trainable.encode(part))
     outputs = _as_leaves(embedded)
-    total, losses = contrast(outputs)
-    total.backward()  # type: ignore[no-untyped-call]
+    with phase("contrast"):
+        total, losses = contrast(outputs)
+        total.backward()  # type: ignore[no-untyped-call]
     _encode_again(trainable, parts, outputs, seed)
     return losses
 
@@ -60,11 +62,14 @@ def _encode_again(trainable: Trainable, parts: list[PreparedKinds], outputs: Map
         seed(index)
         with nullcontext() if last else trainable.unsynchronised():
             surrogate = torch.zeros((), device=next(iter(outputs.values())).x.device)
-            for kind, again in trainable.encode(part).items():
-                rows = slice(taken[kind], taken[kind] + len(again.x))
-                taken[kind] = rows.stop
-                surrogate = surrogate + _inner_product(again, outputs[kind], rows, with_temperature=last)
-            trainable.backward(surrogate)
+            with phase("encode"):
+                encoded = trainable.encode(part)
+            with phase("backward"):
+                for kind, again in encoded.items():
+                    rows = slice(taken[kind], taken[kind] + len(again.x))
+                    taken[kind] = rows.stop
+                    surrogate = surrogate + _inner_product(again, outputs[kind], rows, with_temperature=last)
+                trainable.backward(surrogate)
 
 
 def _inner_product(again: KindOutput, cached: KindOutput, rows: slice, *, with_temperature: bool) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipscale.phases import phase
+
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
     """Every rank's rows, in rank order: [own size, ...] -> [sum of sizes, ...]. Without a group: the rows themselves."""
@@ -26,7 +28,8 @@ def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | N
         padded = rows.new_zeros((largest, *rows.shape[1:]))
         padded[: len(rows)] = rows
     gathered = rows.new_empty((len(sizes), *padded.shape))
-    dist.all_gather_into_tensor(gathered.view(-1), padded.view(-1), group=group)
+    with phase("communication"):
+        dist.all_gather_into_tensor(gathered.view(-1), padded.view(-1), group=group)
     if min(sizes) == largest:
         return gathered.flatten(0, 1)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
@@ -42,11 +45,12 @@ def exchange_rows(rows: Tensor, sizes: Sequence[int], own: int, group: dist.Proc
         return rows.unsqueeze(0)
     width = rows[0].numel()
     received = rows.new_empty((len(sizes), sizes[own], *rows.shape[1:]))
-    dist.all_to_all_single(
-        received.view(-1),
-        rows.view(-1),
-        output_split_sizes=[sizes[own] * width] * len(sizes),
-        input_split_sizes=[size * width for size in sizes],
-        group=group,
-    )
+    with phase("communication"):
+        dist.all_to_all_single(
+            received.view(-1),
+            rows.view(-1),
+            output_split_sizes=[sizes[own] * width] * len(sizes),
+            input_split_sizes=[size * width for size in sizes],
+            group=group,
+        )
     return received

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from clipscale.errors import ConfigError
+from clipscale.phases import phase
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -92,7 +93,8 @@ class Mesh:
         """The sum over ranks, as a new tensor without gradient."""
         total = tensor.detach().clone()
         if self.world > 1:
-            dist.all_reduce(total, group=self.group)
+            with phase("communication"):
+                dist.all_reduce(total, group=self.group)
         return total
 
     def all_reduce_max(self, value: int) -> int:
@@ -100,13 +102,15 @@ class Mesh:
         if self.world == 1:
             return value
         largest = torch.tensor([value], device=self.device, dtype=torch.int64)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+        with phase("communication"):
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
         return int(largest.item())
 
     def broadcast(self, tensor: Tensor) -> None:
         """Every rank's tensor becomes rank 0's, in place."""
         if self.world > 1:
-            dist.broadcast(tensor, group=self.group, group_src=0)
+            with phase("communication"):
+                dist.broadcast(tensor, group=self.group, group_src=0)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Every rank's tensor of one and the same shape, in rank order: [...] -> [W, ...], without gradient."""
@@ -114,7 +118,8 @@ class Mesh:
         if self.world == 1:
             return own.unsqueeze(0)
         gathered = own.new_empty((self.world, *own.shape))
-        dist.all_gather_into_tensor(gathered.view(-1), own.view(-1), group=self.group)
+        with phase("communication"):
+            dist.all_gather_into_tensor(gathered.view(-1), own.view(-1), group=self.group)
         return gathered
 
     def gather_objects(self, item: Any) -> list[Any]:

@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
 
+from clipscale.phases import phase
+
 
 class Region:
     """What lies between layers cut by columns and the layer cut by rows that ends them: attention heads, or hidden units."""
@@ -72,7 +74,8 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
+        with phase("communication"):
+            dist.all_reduce(total, group=ctx.group)
         return total, None
 
 
@@ -82,7 +85,8 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ARG004
         total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
+        with phase("communication"):
+            dist.all_reduce(total, group=group)
         return total
 
     @staticmethod

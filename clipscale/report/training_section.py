@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from clipscale.report.axis import Axis, count, duration, memory, number
 from clipscale.report.line_chart import Chart, Line, Mark, line_chart, steps_of
 from clipscale.report.markup import Markup, element
-from clipscale.report.records import Curve, RunRecords
+from clipscale.report.records import Curve, Place, RunRecords
 from clipscale.report.tables import table
 
 _MOST_CHECKPOINTS = 60  # more triangles than this would hide the axis
@@ -105,7 +105,7 @@ def _throughput(run: RunRecords) -> Chart:
 
 
 def _step_time(run: RunRecords) -> Chart:
-    lines = [*_single(run, "seconds", "step"), *_single(run, "data_wait_seconds", "of it waiting for data", colour=2)]
+    lines = [*_single(run, "seconds", "step"), *_single(run, ("phases", "data"), "of it waiting for data", colour=2)]
     return Chart("Step time", lines, unit="seconds", from_zero=True, smooth=True, cut_peaks=True)
 
 
@@ -140,8 +140,9 @@ def _bad_by_source(run: RunRecords) -> Markup | None:
     return element("details", heading, table(("Source", "Reason", "Samples"), rows, numbers=(2,)))
 
 
-def _single(run: RunRecords, name: str, label: str, *, colour: int = 0) -> list[Line]:
-    curve = run.metrics.get((name,)) or run.timings.get((name,))
+def _single(run: RunRecords, name: str | Place, label: str, *, colour: int = 0) -> list[Line]:
+    place = (name,) if isinstance(name, str) else name
+    curve = run.metrics.get(place) or run.timings.get(place)
     return [Line(label, curve, colour)] if curve else []
 
 
@@ -184,7 +185,7 @@ def _time_tiles(run: RunRecords) -> list[tuple[str, str, str]]:
     tiles = []
     seconds, rate = run.timings.get(("seconds",)), run.timings.get(("samples_per_second",))
     if seconds:
-        waited = run.timings.get(("data_wait_seconds",))
+        waited = run.timings.get(("phases", "data"))
         share = f"{100 * waited.values.sum() / seconds.values.sum():.1f} % waiting for data" if waited else ""
         tiles.append(("Time in steps", duration(float(seconds.values.sum())), share))
     if rate:

@@ -104,7 +104,7 @@ def make_run(tmp: Path, word: str = "zero", steps: int = 80) -> Path:
     )
     write_lines(
         run / "timings.jsonl",
-        [{"step": step, "seconds": 0.5, "samples_per_second": 256.0, "data_wait_seconds": 0.05} for step in range(1, steps + 1)],
+        [{"step": step, "seconds": 0.5, "samples_per_second": 256.0, "phases": {"data": 0.05}} for step in range(1, steps + 1)],
     )
     happened = [("started", 0), ("checkpoint", 40), ("stopped", 40), ("resumed", 40), ("checkpoint", steps), ("finished", steps)]
     write_lines(run / "events.jsonl", [{"event": event, "step": step, "time": word, "detail": word} for event, step in happened])
