@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+PROCESSES ?= 2
+PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
 export PIP_NO_INPUT = 1
 
 .PHONY: help setup setup-test demo test lint types layers unit ranks end-to-end check bench soak docs clean
@@ -42,14 +44,14 @@ lint: setup-test ## style, formatting, shell scripts
 types: setup-test ## mypy --strict
 	$(BIN)/mypy
 
-unit: setup-test ## one process: units, contracts of all parts, the repository's own rules
-	$(PYTEST) tests/test_tiny.py tests/unit tests/contracts tests/repository
+unit: setup-test ## without ranks: units, contracts of all parts, the repository's own rules
+	$(PYTEST) $(PARALLEL) tests/test_tiny.py tests/unit tests/contracts tests/repository
 
 ranks: setup-test ## several gloo ranks
 	$(PYTEST) tests/ranks
 
 end-to-end: setup-test ## whole commands
-	$(PYTEST) tests/end_to_end
+	$(PYTEST) $(PARALLEL) tests/end_to_end
 
 check: lint types ## the quick half of test
 

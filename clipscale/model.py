@@ -31,7 +31,8 @@ from clipscale.towers._transformer import widened
 Prepared = dict[str, Tensor]
 """What one tower is fed: see the table in clipscale/inputs.py."""
 PreparedKinds = dict[str, dict[Modality, Prepared]]
-"""Pair kind -> modality -> what its tower is fed."""
+"""Pair kind -> modality -> what its tower is fed; or, for a wholly locked tower, `{FEATURES: [b, Dg]}`, what it gave before."""
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,22 @@ class KindOutput:
     """[b, D], normalised, fp32: the second modality."""
     scale: Tensor
     """[1], fp32: exp of the learned logarithm."""
-    guide_x: Tensor | None = None
-    """[b, Dg], normalised, no gradient: the features behind x when its tower is wholly locked."""
-    guide_y: Tensor | None = None
+    features_x: Tensor | None = None
+    """[b, Dg], no gradient: the features behind x when its tower is wholly locked."""
+    features_y: Tensor | None = None
     """The same behind y."""
     bias: Tensor | None = None
     """[1], fp32, when the pair kind has one."""
+
+    @property
+    def guide_x(self) -> Tensor | None:
+        """[b, Dg], normalised, fp32: what objectives that take their weights from a locked tower are given."""
+        return None if self.features_x is None else _normalise(self.features_x)
+
+    @property
+    def guide_y(self) -> Tensor | None:
+        """The same behind y."""
+        return None if self.features_y is None else _normalise(self.features_y)
 
 
 class Encoders(nn.Module):
@@ -128,6 +139,8 @@ class Encoders(nn.Module):
 
     def features(self, modality: Modality, inputs: Prepared) -> Tensor:
         """Prepared inputs to the tower's features, before projection: [b, the tower's embed_dim]; no gradient when it is locked."""
+        if FEATURES in inputs:
+            return inputs[FEATURES]
         tower = self.tower(modality)
         if not self._is_locked(modality):
             return tower(inputs)  # type: ignore[no-any-return]
@@ -152,8 +165,8 @@ class Encoders(nn.Module):
             x=self._project(first, x),
             y=self._project(second, y),
             scale=self.log_scale[kind].exp(),
-            guide_x=_normalise(x) if self._is_locked(first) else None,
-            guide_y=_normalise(y) if self._is_locked(second) else None,
+            features_x=x if self._is_locked(first) else None,
+            features_y=y if self._is_locked(second) else None,
             bias=self.bias.get(kind),
         )
 

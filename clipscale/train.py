@@ -26,10 +26,11 @@ from clipscale.data.stream import TrainingStream, check_sources, resume_batches
 from clipscale.data.tally import Tally
 from clipscale.engines import Stepped, Trainable
 from clipscale.errors import ContrastError, NonFiniteLoss
+from clipscale.inputs import Modality
 from clipscale.logbook import Logbook
 from clipscale.memory.grad_cache import cached_backward
 from clipscale.metrics import check_packages
-from clipscale.model import Encoders, KindOutput, PreparedKinds, prepare
+from clipscale.model import Encoders, KindOutput, Prepared, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import PhaseTimer, phase, timing
@@ -187,7 +188,7 @@ class _Training:
     def _next_batches(self) -> dict[str, Batch]:
         due = [name for name, kind in self.run.pair_kinds.items() if (self.step - 1) % kind.every == 0]
         with phase("data"):
-            return {name: next(self.streams[name]).to(self.mesh.device) for name in due}
+            return {name: next(self.streams[name]) for name in due}
 
     def _end_step(self, timer: PhaseTimer) -> tuple[int, StepTimes]:
         """The largest signal that some rank received, and what the step took on all ranks: one exchange."""
@@ -198,8 +199,7 @@ class _Training:
         """One update of the weights; returns the step's line in metrics.jsonl."""
         run = self.run
         lr = run.optimizer.lr * run.schedule.fraction(self.step, steps=run.steps)
-        with phase("prepare"):
-            kinds = self._prepare(batches)
+        rows = {name: batch.rows() for name, batch in batches.items()}
 
         def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
             losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
@@ -213,13 +213,13 @@ class _Training:
         if run.micro_batch is None:
             self._seed(0)
             with phase("encode"):
-                outputs = self.trainable.encode(kinds)
+                outputs = self.trainable.encode(self._prepare(rows))
             with phase("contrast"):
                 total, losses = contrast(outputs)
             with phase("backward"):
                 self.trainable.backward(total)
         else:
-            losses = cached_backward(self.trainable, kinds, contrast, micro_batch=run.micro_batch, seed=self._seed)
+            losses = cached_backward(self.trainable, rows, contrast, micro_batch=run.micro_batch, seed=self._seed, prepare=self._prepare)
         with phase("optimizer"):
             stepped = self.trainable.step(lr=lr)
         if not (math.isfinite(stepped.norm) or stepped.skipped):
@@ -228,25 +228,25 @@ class _Training:
             )
         return self._record(losses, lr=lr, stepped=stepped)
 
-    def _prepare(self, batches: dict[str, Batch]) -> PreparedKinds:
-        """Augment, normalise and log-mel on the device."""
+    def _prepare(self, rows: PreparedKinds) -> PreparedKinds:
+        """Rows as read to what the towers are fed: on the device, augmented, normalised, log-mel."""
         inputs = self.trainable.model.inputs()
         augments = {"image": self.run.augment.image, "speech": self.run.augment.speech}
-        return {
-            name: {
-                modality: prepare(modality, inputs[modality], tensors, augment=augments.get(modality), seeds=batch.seeds)
-                for modality, tensors in batch.inputs.items()
-            }
-            for name, batch in batches.items()
-        }
+
+        def fed(modality: Modality, tensors: Prepared) -> Prepared:
+            placed = {name: tensor.to(self.mesh.device, non_blocking=True) for name, tensor in tensors.items()}
+            seeds = placed.pop("seeds")
+            return prepare(modality, inputs[modality], placed, augment=augments.get(modality), seeds=seeds)
+
+        return {kind: {modality: fed(modality, tensors) for modality, tensors in modalities.items()} for kind, modalities in rows.items()}
 
     def _contrast(self, name: str, output: KindOutput, batch: Batch) -> ContrastOutput:
         """The exact loss of one pair kind over the valid pairs of all ranks."""
 
         def valid(tensor: Tensor | None) -> Tensor | None:
-            return tensor if tensor is None or not batch.bad else tensor[batch.valid]
+            return tensor if tensor is None or not batch.bad else tensor[batch.valid.to(tensor.device)]
 
-        x, y, ids = valid(output.x), valid(output.y), valid(batch.caption_ids)
+        x, y, ids = valid(output.x), valid(output.y), valid(batch.caption_ids.to(self.mesh.device))
         assert x is not None
         assert y is not None
         pairs = Pairs(x=x, y=y, guide_x=valid(output.guide_x), guide_y=valid(output.guide_y), ids=ids)

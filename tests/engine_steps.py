@@ -25,6 +25,7 @@ ARCHITECTURES = [Path(__file__).parent / "architectures", Path(__file__).parent 
 TEXT = {"name": "open_clip_text", "architecture": "small-vit"}
 VIT = {"image": {"name": "open_clip_image", "architecture": "small-vit", "patch_dropout": 0.3}, "text": TEXT}
 LOCKED = {**VIT, "text": {**TEXT, "locked": True, "unlocked_blocks": 1}}
+WHOLLY_LOCKED = {**VIT, "text": {**TEXT, "locked": True}}
 CONVNEXT = {"image": {"name": "open_clip_image", "architecture": "tiny-convnext", "image_size": 32}, "text": TEXT}
 WHISPER = {
     "model_type": "whisper",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from clipscale.errors import ShardError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from clipscale.inputs import Modality
@@ -118,13 +117,12 @@ class Batch:
     finished: dict[str, list[int]] = field(default_factory=dict)
     """Of un-indexed sources: shards that were gone through with this batch (streamed.py)."""
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on `device`."""
-
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+    def rows(self) -> dict[Modality, dict[str, Tensor]]:
+        """The inputs of each modality with the rows' `seeds`: what a micro-batch is cut from."""
+        return {modality: {**tensors, "seeds": self.seeds} for modality, tensors in self.inputs.items()}
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from where it goes to a GPU while the GPU computes; torch's DataLoader calls this."""
+        """The batch in page-locked memory, from where rows go to a GPU while it computes; torch's DataLoader calls this."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -3,7 +3,9 @@
 The micro-batches are embedded without keeping activations; the exact loss is taken once on all embeddings; each
 micro-batch is then encoded again, under the same random state, and given its embeddings' gradients. Gradients are
 synchronised once, with the last micro-batch. This is GradAccum of BASIC (Pham et al. 2021, arXiv:2111.10050, section 4.2)
-and GradCache (Gao et al. 2021, arXiv:2101.06983).
+and GradCache (Gao et al. 2021, arXiv:2101.06983). Wholly locked towers run once: their features are kept.
+
+b rows of a pair kind on this rank, D width of the shared embedding space.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -18,10 +21,11 @@ from torch import Tensor
 
 from clipscale.engines import Trainable
 from clipscale.inputs import Modality
-from clipscale.model import KindOutput, PreparedKinds
+from clipscale.model import FEATURES, KindOutput, PreparedKinds
 from clipscale.phases import phase
 
 Losses = TypeVar("Losses")
+Prepare = Callable[[PreparedKinds], PreparedKinds]
 
 
 def cached_backward(
@@ -31,50 +35,97 @@ def cached_backward(
     *,
     micro_batch: int,
     seed: Callable[[int], None],
+    prepare: Prepare = lambda part: part,
 ) -> Losses:
-    """Accumulate the gradient of `contrast` over all rows of `kinds`, `micro_batch` rows in memory at a time.
+    """Accumulate the gradient of `contrast` over all rows of `kinds`, `micro_batch` rows on the device at a time.
 
     Args:
         trainable: the model under its engine.
-        kinds: this rank's prepared rows of every pair kind that is due.
+        kinds: this rank's rows of every pair kind that is due.
         contrast: the total loss, a global mean, and whatever else it has to tell, from every row's embeddings.
         micro_batch: rows of a pair kind encoded at a time.
         seed: puts the random generators into the state of the i-th micro-batch.
+        prepare: brings rows to the device, as their towers are fed; called twice with each micro-batch, it must answer the same.
     """
     parts = split(kinds, micro_batch=micro_batch)
+    outputs: dict[str, KindOutput] = {}
+    places = _places(parts)
     with phase("encode"), torch.no_grad():
-        embedded = []
         for index, part in enumerate(parts):
             seed(index)
-            embedded.append(trainable.encode(part))
-    outputs = _as_leaves(embedded)
+            for kind, embedded in trainable.encode(prepare(part)).items():
+                outputs[kind] = _put(outputs.get(kind), embedded, places[index][kind], rows=_rows(kinds[kind]))
+    outputs = {kind: _as_leaves(output) for kind, output in outputs.items()}
     with phase("contrast"):
         total, losses = contrast(outputs)
         total.backward()  # type: ignore[no-untyped-call]
-    _encode_again(trainable, parts, outputs, seed)
-    return losses
-
-
-def _encode_again(trainable: Trainable, parts: list[PreparedKinds], outputs: Mapping[str, KindOutput], seed: Callable[[int], None]) -> None:
-    taken = dict.fromkeys(outputs, 0)
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         seed(index)
         with nullcontext() if last else trainable.unsynchronised():
-            surrogate = torch.zeros((), device=next(iter(outputs.values())).x.device)
             with phase("encode"):
-                encoded = trainable.encode(part)
+                again = trainable.encode(_without_locked(trainable, part, outputs, places[index], prepare))
             with phase("backward"):
-                for kind, again in encoded.items():
-                    rows = slice(taken[kind], taken[kind] + len(again.x))
-                    taken[kind] = rows.stop
-                    surrogate = surrogate + _inner_product(again, outputs[kind], rows, with_temperature=last)
-                trainable.backward(surrogate)
+                products = [_inner_product(again[kind], outputs[kind], places[index][kind], with_temperature=last) for kind in again]
+                trainable.backward(torch.stack(products).sum())
+    return losses
 
 
-def _inner_product(again: KindOutput, cached: KindOutput, rows: slice, *, with_temperature: bool) -> Tensor:
+def _put(outputs: KindOutput | None, embedded: KindOutput, place: slice, *, rows: int) -> KindOutput:
+    """A micro-batch's embeddings in their place among all `rows` of its pair kind, whose memory is taken once."""
+    if outputs is None:
+        outputs = KindOutput(
+            x=_room(embedded.x, rows),
+            y=_room(embedded.y, rows),
+            scale=embedded.scale.clone(),
+            features_x=None if embedded.features_x is None else _room(embedded.features_x, rows),
+            features_y=None if embedded.features_y is None else _room(embedded.features_y, rows),
+            bias=None if embedded.bias is None else embedded.bias.clone(),
+        )
+    for whole, part in (
+        (outputs.x, embedded.x),
+        (outputs.y, embedded.y),
+        (outputs.features_x, embedded.features_x),
+        (outputs.features_y, embedded.features_y),
+    ):
+        if whole is not None and part is not None:
+            whole[place] = part
+    return outputs
+
+
+def _room(part: Tensor, rows: int) -> Tensor:
+    return part.new_empty(rows, part.shape[1])
+
+
+def _as_leaves(output: KindOutput) -> KindOutput:
+    """Embeddings and temperature ready to receive gradients."""
+    return replace(
+        output,
+        x=output.x.requires_grad_(),
+        y=output.y.requires_grad_(),
+        scale=output.scale.requires_grad_(),
+        bias=None if output.bias is None else output.bias.requires_grad_(),
+    )
+
+
+def _without_locked(
+    trainable: Trainable, part: PreparedKinds, outputs: Mapping[str, KindOutput], places: Mapping[str, slice], prepare: Prepare
+) -> PreparedKinds:
+    """A micro-batch for the second time, prepared, with features instead of what wholly locked towers were fed."""
+    kept: PreparedKinds = {}
+    for kind in part:
+        modalities = trainable.model.pair_kinds[kind].modalities
+        features = zip(modalities, (outputs[kind].features_x, outputs[kind].features_y), strict=True)
+        kept[kind] = {modality: {FEATURES: tensor[places[kind]]} for modality, tensor in features if tensor is not None}
+    fed = prepare(
+        {kind: {name: tensors for name, tensors in modalities.items() if name not in kept[kind]} for kind, modalities in part.items()}
+    )
+    return {kind: {**fed[kind], **kept[kind]} for kind in part}
+
+
+def _inner_product(again: KindOutput, cached: KindOutput, place: slice, *, with_temperature: bool) -> Tensor:
     """A scalar whose gradient, at the embeddings just made, is the cached one."""
-    product = (again.x * _gradient(cached.x)[rows]).sum() + (again.y * _gradient(cached.y)[rows]).sum()
+    product = (again.x * _gradient(cached.x)[place]).sum() + (again.y * _gradient(cached.y)[place]).sum()
     if with_temperature:
         product = product + (again.scale * _gradient(cached.scale)).sum()
         if again.bias is not None and cached.bias is not None:
@@ -84,28 +135,6 @@ def _inner_product(again: KindOutput, cached: KindOutput, rows: slice, *, with_t
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _as_leaves(embedded: list[dict[str, KindOutput]]) -> dict[str, KindOutput]:
-    """All micro-batches' outputs joined by pair kind; embeddings and temperature ready to receive gradients."""
-    joined = {}
-    for kind in embedded[-1]:
-        parts = [outputs[kind] for outputs in embedded if kind in outputs]
-        last = parts[-1]
-        joined[kind] = KindOutput(
-            x=torch.cat([part.x for part in parts]).requires_grad_(),
-            y=torch.cat([part.y for part in parts]).requires_grad_(),
-            guide_x=_join([part.guide_x for part in parts]),
-            guide_y=_join([part.guide_y for part in parts]),
-            scale=last.scale.clone().requires_grad_(),
-            bias=None if last.bias is None else last.bias.clone().requires_grad_(),
-        )
-    return joined
-
-
-def _join(tensors: list[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(present) if present else None
 
 
 def split(kinds: PreparedKinds, *, micro_batch: int) -> list[PreparedKinds]:
@@ -126,6 +155,17 @@ def split(kinds: PreparedKinds, *, micro_batch: int) -> list[PreparedKinds]:
                 }
         parts.append(part)
     return [part for part in parts if part]
+
+
+def _places(parts: list[PreparedKinds]) -> list[dict[str, slice]]:
+    """Where each micro-batch's rows stand among all rows of their pair kind."""
+    taken: dict[str, int] = {}
+    places: list[dict[str, slice]] = []
+    for part in parts:
+        starts = {kind: taken.get(kind, 0) for kind in part}
+        taken |= {kind: start + _rows(part[kind]) for kind, start in starts.items()}
+        places.append({kind: slice(start, taken[kind]) for kind, start in starts.items()})
+    return places
 
 
 def _rows(modalities: Mapping[Modality, Mapping[str, Tensor]]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_steps import CONVNEXT, LOCKED, SPEECH, Steps, Trained, largest_difference, plain_steps, train_steps
+from engine_steps import CONVNEXT, LOCKED, SPEECH, WHOLLY_LOCKED, Steps, Trained, largest_difference, plain_steps, train_steps
 
 from clipscale.engines import Engine
 from clipscale.parallel.mesh import Mesh
@@ -16,9 +16,10 @@ from clipscale.parallel.mesh import Mesh
 CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (1, {"name": "local"}, {"micro_batch": 2}),
     (2, {"name": "ddp"}, {"micro_batch": 5}),
+    (2, {"name": "ddp"}, {"towers": WHOLLY_LOCKED, "micro_batch": 2}),
     (2, {"name": "fsdp2"}, {}),
     (2, {"name": "fsdp2"}, {"micro_batch": 1, "recompute": True}),
-    (2, {"name": "fsdp2"}, {"micro_batch": 2}),
+    (2, {"name": "fsdp2"}, {"towers": WHOLLY_LOCKED, "micro_batch": 2}),
     (2, {"name": "fsdp2", "gathered": "block"}, {"micro_batch": 5, "recompute": True}),
     (2, {"name": "fsdp2", "cpu_offload": True}, {"micro_batch": 2, "clip_norm": None}),
     (3, {"name": "fsdp2"}, {"towers": CONVNEXT, "batch": 2, "steps": 1}),
@@ -31,7 +32,7 @@ CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"name": "deepspeed", "stage": 1}, {}),
     (2, {"name": "deepspeed", "stage": 2}, {"micro_batch": 1, "recompute": True}),
     (2, {"name": "deepspeed", "stage": 2, "offload_optimizer": True}, {"micro_batch": 5}),
-    (3, {"name": "deepspeed", "stage": 3}, {"micro_batch": 2}),
+    (3, {"name": "deepspeed", "stage": 3}, {"towers": WHOLLY_LOCKED, "micro_batch": 2}),
     (2, {"name": "deepspeed", "stage": 3}, {"towers": LOCKED, "micro_batch": 5, "recompute": True}),
 ]
 """(ranks, engine, what differs from Steps). Dropout is always on: of patches in the ViT, of activations in the speech tower."""

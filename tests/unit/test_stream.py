@@ -256,11 +256,6 @@ def test_workers_outlive_a_signal_to_the_whole_process_group(both: Path) -> None
         assert not worker.is_alive()
 
 
-def test_a_batch_moves_whole(both: Path) -> None:
-    batch = batches(sources_of(both), 1)[0].to(torch.device("meta"))
-    assert {tensor.device.type for tensor in (batch.seeds, batch.valid, batch.caption_ids, batch.inputs["image"]["pixels"])} == {"meta"}
-
-
 def test_a_global_batch_that_does_not_divide_is_refused(both: Path) -> None:
     with pytest.raises(ConfigError, match="global_batch 12 is not a multiple of 5 ranks; nearest that fit: 10, 15"):
         batches(sources_of(both), 1, world=5)
