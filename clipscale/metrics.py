@@ -29,6 +29,9 @@ class Logging(Settings):
     """Also log to this Weights & Biases project (WANDB_MODE=offline keeps it in the run folder)."""
     print_every_steps: int = Field(default=50, gt=0)
     """A line of progress at every n-th step when the output is no terminal."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """What one device can compute at most in the run's precision, 10¹² FLOPs a second, dense: the measure of `mfu`. None: as its maker
+    publishes it, for the GPUs of clipscale/throughput/devices.py; for others there is no `mfu`."""
 
 
 class JsonLines:

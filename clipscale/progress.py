@@ -1,4 +1,4 @@
-"""The line of progress a person watches while training: throughput, loss and temperature by pair kind, data wait."""
+"""The line of progress a person watches while training: throughput, use of the devices, loss and temperature by pair kind, data wait."""
 
 from __future__ import annotations
 
@@ -47,8 +47,15 @@ class Progress:
         rate = sum(self._run.pair_kinds[name].global_batch for name in record["kinds"]) / times.seconds
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
         kinds = "  ".join(f"{name} loss {kind['loss']:.3f} scale {kind['scale']:.1f}" for name, kind in record["kinds"].items())
-        numbers = f"{self._rate:,.0f} samples/s  {kinds}  data wait {times.phases['data'] / times.seconds:.0%}"
+        numbers = f"{self._rate:,.0f} samples/s  {_arithmetic(times)}{kinds}  data wait {times.phases['data'] / times.seconds:.0%}"
         if self._live:
             self._bar.update(self._task, completed=record["step"], numbers=numbers)
         elif record["step"] % self._run.logging.print_every_steps == 0 or record["step"] == self._run.steps:
             print(f"step {record['step']}/{self._run.steps}  {numbers}", file=sys.stderr, flush=True)
+
+
+def _arithmetic(times: StepTimes) -> str:
+    """MFU where a device's best is known, else what it achieved."""
+    if times.mfu is not None:
+        return f"MFU {times.mfu:.1%}  "
+    return "" if times.flops_per_second is None else f"{times.flops_per_second / 1e12:.3g} TFLOP/s  "

@@ -33,11 +33,11 @@ from clipscale.metrics import check_packages
 from clipscale.model import Encoders, KindOutput, Prepared, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
-from clipscale.phases import PhaseTimer, phase, timing
+from clipscale.phases import phase, timing
 from clipscale.progress import Progress
 from clipscale.run_model import build_model
 from clipscale.signals import StopSignals
-from clipscale.throughput import StepTimes, over_ranks, own_numbers
+from clipscale.throughput import Meter
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class _Training:
         self._claim_folder(
             needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
         )
+        self.meter = Meter(run, model, mesh)
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
         saved = self._resume()
         with raised_together(mesh):
@@ -170,7 +171,7 @@ class _Training:
                     for shards in of_ranks:
                         self.streams[name].note(shards)
                 record = self._train_step(batches)
-                stop, times = self._end_step(timer)
+                times, stop = self.meter.end_step(timer, signal=self.signals.received)
                 self.logbook.write_step(record, times, reading=self._reading(batches))
                 progress.show(record, times)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
@@ -190,16 +191,12 @@ class _Training:
         with phase("data"):
             return {name: next(self.streams[name]) for name in due}
 
-    def _end_step(self, timer: PhaseTimer) -> tuple[int, StepTimes]:
-        """The largest signal that some rank received, and what the step took on all ranks: one exchange."""
-        told = self.mesh.gather(torch.tensor([self.signals.received, *own_numbers(timer.end_step())], device=self.mesh.device)).tolist()
-        return max(signal for signal, *_ in told), over_ranks([numbers for _, *numbers in told])
-
     def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
         """One update of the weights; returns the step's line in metrics.jsonl."""
         run = self.run
         lr = run.optimizer.lr * run.schedule.fraction(self.step, steps=run.steps)
         rows = {name: batch.rows() for name, batch in batches.items()}
+        self.meter.feed(rows)
 
         def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
             losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
@@ -238,7 +235,8 @@ class _Training:
             seeds = placed.pop("seeds")
             return prepare(modality, inputs[modality], placed, augment=augments.get(modality), seeds=seeds)
 
-        return {kind: {modality: fed(modality, tensors) for modality, tensors in modalities.items()} for kind, modalities in rows.items()}
+        with phase("prepare"):
+            return {kind: {name: fed(name, tensors) for name, tensors in modalities.items()} for kind, modalities in rows.items()}
 
     def _contrast(self, name: str, output: KindOutput, batch: Batch) -> ContrastOutput:
         """The exact loss of one pair kind over the valid pairs of all ranks."""

@@ -23,7 +23,7 @@ _timer: PhaseTimer | None = None
 def timing(device: torch.device) -> Iterator[PhaseTimer]:
     """Measure phases from here on; the first step begins now."""
     global _timer
-    before, _timer = _timer, PhaseTimer(device)
+    before, _timer = _timer, PhaseTimer.of(device)
     try:
         yield _timer
     finally:

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from clipscale.phases.clocks import Clock, CudaClock, HostClock
-from clipscale.phases.peaks import peak_of
+from clipscale.phases.peaks import Peak, peak_of
 
 Phase = Literal["data", "prepare", "encode", "contrast", "backward", "optimizer", "communication", "checkpoint", "other"]
-"""data: waiting for batches and bringing them to the device. prepare: augmentation, normalisation, log-mel. encode: the towers' forward
+"""data: waiting for batches. prepare: bringing rows to the device, augmentation, normalisation, log-mel. encode: the towers' forward
 passes. contrast: the loss and its gradients for the embeddings. backward, optimizer: as they say. communication: collectives that
 this program calls itself. checkpoint: writing one. other: what no phase claims."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -32,13 +32,17 @@ class StepPhases:
 class PhaseTimer:
     """Marks where phases begin and end. The time between two marks belongs to the innermost phase there."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
-        self._peak = peak_of(device)
+    def __init__(self, clock: Clock, peak: Peak | None) -> None:
+        self._clock, self._peak = clock, peak
         self._inside: list[Phase] = ["other"]
         self._moments: list[Any] = [self._clock.now()]
         self._before: list[Phase] = []  # which phase each moment but the first ends
         self._peaks: dict[Phase, int] = {}
+
+    @classmethod
+    def of(cls, device: torch.device) -> PhaseTimer:
+        """By a device's own clock and account of memory."""
+        return cls(CudaClock() if device.type == "cuda" else HostClock(), peak_of(device))
 
     def enter(self, phase: Phase) -> None:
         """A phase begins."""

@@ -1,7 +1,8 @@
-"""Throughput: what a step took on all ranks, by phase."""
+"""Throughput: what a step took by phase, how much it had to compute, and how much of the devices' arithmetic that is."""
 
 from __future__ import annotations
 
-from clipscale.throughput.step import StepTimes, over_ranks, own_numbers
+from clipscale.throughput.meter import Meter
+from clipscale.throughput.step import StepTimes
 
-__all__ = ["StepTimes", "over_ranks", "own_numbers"]
+__all__ = ["Meter", "StepTimes"]
