@@ -19,6 +19,8 @@ from clipscale.report.records import Curve
 
 MAX_POINTS = 2000
 """Points a curve is drawn with; longer ones keep the smallest and the largest value of every stretch."""
+MAX_AREA_POINTS = 400
+"""Points an area is drawn with."""
 _CANVAS = 10_000  # the nested drawing's units a side
 
 
@@ -58,6 +60,8 @@ class Chart:
     """A logarithmic axis, when the values are above 0 and differ by more than a factor of 30."""
     smooth: bool = False
     """Draw a running mean over the values, which stay visible behind it."""
+    stacked: bool = False
+    """Lines are parts of a whole, of the same steps: areas on top of each other, from the first line upwards."""
     cut_peaks: bool = False
     """Let the few values that stand far above all others leave the axis; the note then says so."""
 
@@ -86,7 +90,7 @@ def steps_of(charts: Sequence[Chart]) -> Axis:
 def _value_axis(chart: Chart) -> Axis:
     if chart.bounds is not None:
         return linear_axis(*chart.bounds)
-    finite = [line.curve.finite().values for line in chart.lines]
+    finite = [curve.finite().values for curve in _heights(chart)]
     values = np.concatenate([part for part in finite if len(part)] or [np.array([0.0, 1.0])])
     low, high = float(values.min()), float(values.max())
     if chart.cut_peaks and high > 3 * (usual := float(np.quantile(values, 0.99))):
@@ -98,9 +102,20 @@ def _value_axis(chart: Chart) -> Axis:
     return linear_axis(low, high)
 
 
+def _heights(chart: Chart) -> list[Curve]:
+    """What the vertical axis has to reach: each curve, or the top of the stack."""
+    return [_tops(chart)[-1]] if chart.stacked else [line.curve for line in chart.lines]
+
+
+def _tops(chart: Chart) -> list[Curve]:
+    """The upper edge of each area; of long curves, means over stretches of steps."""
+    parts = [averaged(line.curve) for line in chart.lines]
+    return [Curve(parts[0].steps, top) for top in np.cumsum([part.values for part in parts], axis=0)]
+
+
 def _beyond(chart: Chart, axis: Axis) -> str:
     """How many values lie above the axis."""
-    above = np.concatenate([curve.values[curve.values > axis.high] for curve in (line.curve.finite() for line in chart.lines)])
+    above = np.concatenate([curve.values[curve.values > axis.high] for curve in (height.finite() for height in _heights(chart))])
     return f"Above the axis: {count(len(above))} values, up to {number(float(above.max()), digits=3)}." if len(above) else ""
 
 
@@ -116,7 +131,7 @@ def _legend(line: Line) -> Markup:
 
 
 def _colour(line: Line) -> str:
-    return f"colour{(line.colour - 1) % 6 + 1 if line.colour else 0}"
+    return f"colour{(line.colour - 1) % 8 + 1 if line.colour else 0}"
 
 
 def _drawing(chart: Chart, steps: Axis, values: Axis, marks: Sequence[Mark]) -> Markup:
@@ -128,7 +143,7 @@ def _drawing(chart: Chart, steps: Axis, values: Axis, marks: Sequence[Mark]) -> 
         _mark_names(steps, marks),
         element(
             "svg",
-            [_curve(line, steps, values, smooth=chart.smooth) for line in chart.lines],
+            _areas(chart, steps, values) if chart.stacked else [_curve(line, steps, values, smooth=chart.smooth) for line in chart.lines],
             viewBox=f"0 0 {_CANVAS} {_CANVAS}",
             preserveAspectRatio="none",
             width="100%",
@@ -196,6 +211,31 @@ def _curve(line: Line, steps: Axis, values: Axis, *, smooth: bool) -> Markup:
     mean = _path(running_mean(finite), steps, values)
     strong = element("path", d=mean, class_="line", stroke_dasharray=dashes, vector_effect="non-scaling-stroke")
     return element("g", faint, strong, class_=_colour(line))
+
+
+def _areas(chart: Chart, steps: Axis, values: Axis) -> list[Markup]:
+    """Along each top, and back along the one below."""
+    tops = _tops(chart)
+    areas, below = [], Curve(tops[0].steps, np.zeros(len(tops[0])))
+    for line, top in zip(chart.lines, tops, strict=True):
+        back = _path(_reversed(below), steps, values)
+        areas.append(element("path", d=f"{_path(top, steps, values)}L{back[1:]}Z", class_=f"area {_colour(line)}"))
+        below = top
+    return areas
+
+
+def _reversed(curve: Curve) -> Curve:
+    return Curve(curve.steps[::-1], curve.values[::-1])
+
+
+def averaged(curve: Curve, limit: int = MAX_AREA_POINTS) -> Curve:
+    """At most `limit` points: means over stretches of steps, each at the stretch's middle, the first and the last at the curve's ends."""
+    if len(curve) <= limit:
+        return curve
+    stretches = np.array_split(np.arange(len(curve)), limit)
+    middles = curve.steps[[stretch[len(stretch) // 2] for stretch in stretches]]
+    middles[0], middles[-1] = curve.steps[0], curve.steps[-1]
+    return Curve(middles, np.array([curve.values[stretch].mean() for stretch in stretches]))
 
 
 def _path(curve: Curve, steps: Axis, values: Axis) -> str:

@@ -13,6 +13,7 @@ from clipscale.report.media import MediaShelf
 from clipscale.report.records import RunRecords
 from clipscale.report.setup_section import setup_section
 from clipscale.report.tables import warning_box
+from clipscale.report.throughput_section import throughput_section, throughput_tiles
 from clipscale.report.training_section import ending, training_section, training_tiles
 
 _FOLDER = Path(__file__).parent
@@ -24,6 +25,7 @@ def html_page(run: RunRecords) -> str:
     sections = [
         ("Results", _results(run)),
         ("Training", training_section(run)),
+        ("Throughput", throughput_section(run)),
         ("Closer look", _closer_look(run, shelf)),
         ("Setup", setup_section(run)),
     ]
@@ -61,7 +63,7 @@ def page_head(title: str) -> Markup:
 
 def _header(run: RunRecords, titles: Sequence[str]) -> Markup:
     state, words = ending(run)
-    tiles = training_tiles(run)
+    tiles = [*training_tiles(run), *throughput_tiles(run)]
     return element(
         "header",
         element("p", "clipscale ", "run" if run.trained else "evaluation", class_="eyebrow"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clipscale.report.axis import Axis, count, duration, memory, number
+from clipscale.report.axis import Axis, count, number
 from clipscale.report.line_chart import Chart, Line, Mark, line_chart, steps_of
 from clipscale.report.markup import Markup, element
-from clipscale.report.records import Curve, Place, RunRecords
+from clipscale.report.records import RunRecords
 from clipscale.report.tables import table
 
 _MOST_CHECKPOINTS = 60  # more triangles than this would hide the axis
@@ -20,7 +20,7 @@ def training_section(run: RunRecords) -> Markup | None:
     if not charts:
         return None
     steps = steps_of(charts)
-    marks = [mark for mark in _marks(run) if steps.low <= mark.step <= steps.high]
+    marks = marks_of(run, steps)
     return element(
         "section",
         element("h2", "Training"),
@@ -41,13 +41,14 @@ def _reading_help(marks: Sequence[Mark], steps: Axis) -> Markup:
     return element("p", text, class_="note")
 
 
-def _marks(run: RunRecords) -> list[Mark]:
-    """What happened at which step; a resumption takes the place of the stop before it."""
+def marks_of(run: RunRecords, steps: Axis) -> list[Mark]:
+    """What happened at which of these steps; a resumption takes the place of the stop before it."""
     marks = [Mark(event["step"], str(event.get("event"))) for event in run.events if isinstance(event.get("step"), int)]
     checkpoints = [mark for mark in marks if mark.event == "checkpoint"]
     resumed = {mark.step for mark in marks if mark.event == "resumed"}
     named = [mark for mark in marks if mark.event == "resumed" or (mark.event == "stopped" and mark.step not in resumed)]
-    return [*(checkpoints if len(checkpoints) <= _MOST_CHECKPOINTS else []), *sorted(dict.fromkeys(named), key=lambda mark: mark.step)]
+    every = [*(checkpoints if len(checkpoints) <= _MOST_CHECKPOINTS else []), *sorted(dict.fromkeys(named), key=lambda mark: mark.step)]
+    return [mark for mark in every if steps.low <= mark.step <= steps.high]
 
 
 def _kind_lines(run: RunRecords, name: str, *, label: str = "", dashed: bool = False) -> list[Line]:
@@ -99,21 +100,6 @@ def _gradient(run: RunRecords) -> Chart:
     return Chart("Gradient norm", _single(run, "grad_norm", "before clipping"), log=True, smooth=True, cut_peaks=True)
 
 
-def _throughput(run: RunRecords) -> Chart:
-    lines = _single(run, "samples_per_second", "pairs per second")
-    return Chart("Throughput", lines, unit="pairs / s", note="All pair kinds and all ranks together.", from_zero=True, smooth=True)
-
-
-def _step_time(run: RunRecords) -> Chart:
-    lines = [*_single(run, "seconds", "step"), *_single(run, ("phases", "data"), "of it waiting for data", colour=2)]
-    return Chart("Step time", lines, unit="seconds", from_zero=True, smooth=True, cut_peaks=True)
-
-
-def _memory(run: RunRecords) -> Chart:
-    curves = [Line("peak", Curve(line.curve.steps, line.curve.values / 2**30)) for line in _single(run, "memory_bytes", "peak")]
-    return Chart("Device memory", curves, unit="GiB", from_zero=True)
-
-
 def _bad_samples(run: RunRecords) -> Chart:
     lines = [line for line in _single(run, "bad_samples", "left out so far") if line.curve.values.max() > 0]
     return Chart("Unreadable samples", lines, note="Their places in the batch stayed empty; bad_samples.jsonl names them.", from_zero=True)
@@ -140,9 +126,8 @@ def _bad_by_source(run: RunRecords) -> Markup | None:
     return element("details", heading, table(("Source", "Reason", "Samples"), rows, numbers=(2,)))
 
 
-def _single(run: RunRecords, name: str | Place, label: str, *, colour: int = 0) -> list[Line]:
-    place = (name,) if isinstance(name, str) else name
-    curve = run.metrics.get(place) or run.timings.get(place)
+def _single(run: RunRecords, name: str, label: str, *, colour: int = 0) -> list[Line]:
+    curve = run.metrics.get((name,))
     return [Line(label, curve, colour)] if curve else []
 
 
@@ -153,10 +138,7 @@ _CHARTS: Sequence[Callable[[RunRecords], Chart]] = (
     _learning_rate,
     _cosines,
     _gradient,
-    _throughput,
-    _step_time,
     _bias,
-    _memory,
     _bad_samples,
     _padding,
 )
@@ -173,27 +155,12 @@ def training_tiles(run: RunRecords) -> list[tuple[str, str, str]]:
     if ("loss",) in run.metrics:
         values = run.metrics[("loss",)].finite().values[-50:]
         tiles.append(("Loss", number(float(values.mean())) if len(values) else "not finite", f"mean of the last {len(values)} steps"))
-    return [*tiles, *_time_tiles(run)]
+    return tiles
 
 
 def _sources(run: RunRecords) -> str:
     kinds = len(run.kinds)
     return f"{kinds} pair kinds" if kinds > 1 else ""
-
-
-def _time_tiles(run: RunRecords) -> list[tuple[str, str, str]]:
-    tiles = []
-    seconds, rate = run.timings.get(("seconds",)), run.timings.get(("samples_per_second",))
-    if seconds:
-        waited = run.timings.get(("phases", "data"))
-        share = f"{100 * waited.values.sum() / seconds.values.sum():.1f} % waiting for data" if waited else ""
-        tiles.append(("Time in steps", duration(float(seconds.values.sum())), share))
-    if rate:
-        middle = sorted(rate.values.tolist())[len(rate) // 2]
-        tiles.append(("Throughput", f"{count(middle)}", "pairs / s, median"))
-    if ("memory_bytes",) in run.timings:
-        tiles.append(("Device memory", memory(float(run.timings[("memory_bytes",)].values.max())), "peak"))
-    return tiles
 
 
 def ending(run: RunRecords) -> tuple[str, str]:

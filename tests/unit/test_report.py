@@ -104,12 +104,20 @@ def make_run(tmp: Path, word: str = "zero", steps: int = 80) -> Path:
     )
     write_lines(
         run / "timings.jsonl",
-        [{"step": step, "seconds": 0.5, "samples_per_second": 256.0, "phases": {"data": 0.05}} for step in range(1, steps + 1)],
+        [{"step": step, "seconds": 0.5, "samples_per_second": 256.0, **measured_speed()} for step in range(1, steps + 1)],
     )
     happened = [("started", 0), ("checkpoint", 40), ("stopped", 40), ("resumed", 40), ("checkpoint", steps), ("finished", steps)]
     write_lines(run / "events.jsonl", [{"event": event, "step": step, "time": word, "detail": word} for event, step in happened])
     write_evaluation(run, evaluations(data, word))
     return run
+
+
+def measured_speed() -> dict[str, Any]:
+    """What a step of two ranks tells: 0.5 seconds, of them 0.002 for preparation."""
+    phases = {"data": 0.05, "prepare": 0.002, "encode": 0.248, "contrast": 0.0, "backward": 0.15, "communication": 0.05}
+    longest = {name: 1.5 * seconds for name, seconds in phases.items()}
+    memory = {"memory_bytes": 3 * 2**30, "peak_bytes": {"encode": 2**30, "backward": 3 * 2**30}}
+    return {"mfu": 0.4, "tflops_per_second": 400.0, "phases": phases, "phases_longest": longest, **memory}
 
 
 def write_evaluation(folder: Path, results: dict[str, Evaluation]) -> None:
@@ -204,7 +212,7 @@ def test_confusion_cells_say_how_often_each_class_was_taken_for_which(tmp_path: 
 
 def test_resumption_is_marked_on_every_chart_where_it_happened(tmp_path: Path) -> None:
     charts = page_of(make_run(tmp_path, steps=81)).all("figure", "chart")
-    assert len(charts) == 9
+    assert len(charts) == 11
     for chart in charts:
         (line,) = chart.all("line", "event")
         assert line.attributes["x1"] == "48.75%"  # step 40 on an axis from 1 to 81
@@ -227,7 +235,24 @@ def test_page_says_what_was_run_and_where(tmp_path: Path) -> None:
     assert tiles["Steps"] == "80of 80"
     assert tiles["Pairs seen"].startswith("10\u202f240")
     assert tiles["Time in steps"] == "40 s10.0 % waiting for data"
-    assert tiles["Throughput"].startswith("256")
+    assert tiles["Throughput"] == "256pairs / s, median; MFU 40.0 %"
+    assert tiles["Memory"] == "3 GiBpeak, resident"
+
+
+def test_time_and_memory_are_shown_by_phase(tmp_path: Path) -> None:
+    (section,) = [node for node in page_of(make_run(tmp_path)).all("section") if node.attributes.get("id") == "throughput"]
+    charts = {chart.all("h3")[0].text: chart for chart in section.all("figure", "chart")}
+    split = charts["Where the time goesseconds a step"]
+    named = ["data0.05", "encode0.248", "backward0.15", "communication0.05", "other0.002"]
+    assert [item.text for item in split.all("li")] == named, "what took less than a hundredth is told as other"
+    assert len(split.all("path", "area")) == len(named)
+    assert [item.text for item in charts["Model FLOPs utilisation% of a device's best"].all("li")] == ["MFU40"]
+    assert [item.text for item in charts["Peak memory by phaseGiB, resident"].all("li")] == ["encode1", "backward3"]
+    (phases,) = section.all("table")
+    rows = {cells[0].text: [cell.text for cell in cells[1:]] for row in phases.all("tr")[1:] if (cells := row.all("td"))}
+    assert rows["backward"] == ["0.15 s", "30.0 %", "0.23 s", "3 GiB"]
+    assert rows["prepare"] == ["0.002 s", "0.4 %", "0.003 s", ""]
+    assert "contrast" not in rows, "it took no time"
 
 
 def test_unreadable_samples_are_told_by_source_and_reason(tmp_path: Path) -> None:
@@ -288,7 +313,7 @@ def test_one_file_may_be_missing(tmp_path: Path, missing: str) -> None:
     run = make_run(tmp_path)
     (run / missing).unlink()
     page = page_of(run)
-    assert len(page.all("figure", "chart")) == (7 if missing == "timings.jsonl" else 9)
+    assert len(page.all("figure", "chart")) == (7 if missing == "timings.jsonl" else 11)
     assert bool(page.all("table", "figures")) == (missing != "evaluation.json")
 
 

@@ -7,7 +7,7 @@ import pytest
 from html_tree import Node, Page
 
 from clipscale.report.axis import count, duration, linear_axis, log_axis, memory, number
-from clipscale.report.line_chart import Chart, Line, line_chart, running_mean, steps_of, thin
+from clipscale.report.line_chart import Chart, Line, averaged, line_chart, running_mean, steps_of, thin
 from clipscale.report.records import Curve
 
 
@@ -38,6 +38,21 @@ def test_values_far_above_all_others_may_leave_the_axis_and_are_told() -> None:
     drawn = draw(Chart("Step time", [Line("step", curve(values))], from_zero=True, cut_peaks=True))
     assert drawn.all("p")[0].text == "Above the axis: 1 values, up to 70."
     assert max(float(text.text) for text in drawn.all("text") if text.attributes["x"] == "-8") == 1.5
+
+
+def test_areas_stand_on_each_other_and_the_axis_reaches_their_top() -> None:
+    lines = [Line("encode", curve([1.0, 3.0]), 1), Line("other", curve([4.0, 7.0]))]
+    drawn = draw(Chart("Where the time goes", lines, from_zero=True, stacked=True))
+    first, second = (path.attributes["d"] for path in drawn.all("path", "area"))
+    assert first == "M0 9000L10000 7000L10000 10000L0 10000Z"  # up to 1 and 3 of 10, back along the bottom
+    assert second == "M0 5000L10000 0L10000 7000L0 9000Z"  # up to 5 and 10, back along the first
+
+
+def test_long_areas_are_means_over_stretches_and_keep_the_ends() -> None:
+    shown = averaged(curve([float(number % 4) for number in range(1600)]))
+    assert len(shown) == 400
+    assert (shown.steps[0], shown.steps[-1]) == (1, 1600)
+    assert (shown.values == 1.5).all()
 
 
 def test_long_curves_are_thinned_to_2000_points_with_their_extremes() -> None:
