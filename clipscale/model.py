@@ -24,7 +24,6 @@ from clipscale.optim import Place
 from clipscale.towers import Tower
 from clipscale.towers._feature_cache import FeatureCache
 from clipscale.towers._module import TowerModule, parameters_of
-from clipscale.towers._recompute import recompute_blocks
 from clipscale.towers._text_tower import TextTower
 from clipscale.towers._transformer import widened
 
@@ -221,8 +220,7 @@ def _build_tower(modality: Modality, tower: Tower, seed: int) -> TowerModule:
         module = tower.build()
     if tower.locked:
         module.lock(unlocked_blocks=tower.unlocked_blocks)
-    if tower.recompute:
-        recompute_blocks(module.blocks())
+    module.arrange(recompute=tower.recompute, compiled=tower.compile)
     return module
 
 

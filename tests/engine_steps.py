@@ -59,7 +59,8 @@ class Steps:
     batch: int = 7
     """Rows of a data rank: seven are cut unevenly into micro-batches of two, and of five."""
     micro_batch: int | None = None
-    recompute: bool = False
+    recompute: Any = False
+    compile: bool = False
     steps: int = 2
     clip_norm: float | None = 0.1
     lr: float = 0.02
@@ -69,7 +70,7 @@ class Steps:
         """The model, the same on every process."""
         for folder in ARCHITECTURES:
             open_clip.add_model_config(folder)
-        towers = {name: Tower.model_validate({**tower, "recompute": self.recompute}) for name, tower in self.towers.items()}
+        towers = {name: Tower.model_validate({**tower, "recompute": self.recompute, "compile": self.compile}) for name, tower in self.towers.items()}
         first, second = self.towers
         kinds = {"pairs": PairKindModel(modalities=(first, second), init_scale=14.0)}  # type: ignore[arg-type]
         return build_encoders(towers, embed_dim=16, pair_kinds=kinds, seed=3).to(getattr(torch, self.dtype))  # type: ignore[arg-type]

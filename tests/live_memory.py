@@ -50,3 +50,12 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     with _Counting() as counting:
         work()
     return counting.peak
+
+
+def kept_bytes(work: Callable[[], Any]) -> int:
+    """Bytes of tensors made inside `work` that are alive as long as its result is."""
+    with _Counting() as counting:
+        result = work()
+        kept = counting.bytes
+    del result
+    return kept

@@ -50,7 +50,7 @@ class Deepspeed(Engine):
         """Pieces of flat groups of them."""
         return False
 
-    def check_model(self, model: Encoders, *, optimizer: Optimizer, steps_differ: bool) -> None:  # noqa: ARG002
+    def check_model(self, model: Encoders, *, optimizer: Optimizer, steps_differ: bool) -> None:
         """ZeRO steps flat pieces of all weights at once: nothing may look at single weights, or leave some out."""
         mistakes = []
         if not optimizer.adam_state:
@@ -58,6 +58,11 @@ class Deepspeed(Engine):
             mistakes.append(f"optimizer '{name}' looks at whole weights, and ZeRO steps pieces of them; use adamw")
         if optimizer.average_decay is not None:
             mistakes.append("it keeps no average of the weights; leave out optimizer.average_decay")
+        compiled = [modality for modality in model.modalities if model.tower(modality).compiled]
+        if compiled and self.stage == 3:
+            mistakes.append(
+                f"stage 3 gathers weights inside blocks, which {' and '.join(compiled)} compiles; set compile: false"
+            )
         if steps_differ:
             mistakes.append("every step is a step of every weight, and with `every` above 1 some steps leave out a tower; set every: 1")
         if mistakes:

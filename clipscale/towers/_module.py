@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from clipscale.errors import RequestError
 from clipscale.inputs import Input
+from clipscale.towers._compile import compile_blocks
+from clipscale.towers._recompute import Recompute, undo
+from clipscale.towers._recompute import recompute as recomputed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -26,6 +29,10 @@ class TowerModule(nn.Module):
     """What `forward` must be fed."""
     locked: Literal["no", "partly", "wholly"] = "no"
     """How much of the tower `lock` has locked."""
+    compiled: bool = False
+    """Whether its blocks run compiled."""
+    _recompute: Recompute | None = None
+    _arranged: Sequence[nn.Module] = ()
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks from input to output: units of recomputation, sharding and unlocking."""
@@ -57,7 +64,7 @@ class TowerModule(nn.Module):
         check_splits(blocks, [self.splits(block) for block in blocks], ranks=ranks)
 
     def cut(self, mesh: DeviceMesh) -> dict[str, Tensor]:
-        """Cut the blocks over the tensor ranks of `mesh`, in place; before `recompute`, sharding and compilation.
+        """Cut the blocks over the tensor ranks of `mesh`, in place, before sharding.
 
         Returns:
             For parameters whose rows are no longer in order: which row of the whole one each row is, by parameter name.
@@ -65,9 +72,22 @@ class TowerModule(nn.Module):
         from clipscale.towers._tensor_parallel import cut_block
 
         names = {module: name for name, module in self.named_modules()}
-        return {
+        undo(self._arranged)
+        orders = {
             f"{names[block]}.{path}": order for block in self.blocks() for path, order in cut_block(block, self.splits(block), mesh).items()
         }
+        self.arrange(recompute=self._recompute, compiled=self.compiled)
+        return orders
+
+    def arrange(self, *, recompute: Recompute | None, compiled: bool) -> None:
+        """How blocks run from now on; parameters and their names stay as they are.
+
+        Raises:
+            RequestError: they cannot.
+        """
+        self._recompute, self.compiled = recompute, compiled
+        arranged = compile_blocks(self.blocks()) if compiled else []
+        self._arranged = [*arranged, *([] if recompute is None else recomputed(self.blocks(), recompute))]
 
     def lock(self, *, unlocked_blocks: int) -> None:
         """Train nothing, or only the last blocks and what stands after them.
