@@ -45,6 +45,8 @@ _MAY_CHANGE = frozenset(
     }
 )
 """Settings that change how a run is carried out, not what it computes (beyond rounding): a resume may change them."""
+_TOWER = ("compile", "recompute")
+"""The same of a tower."""
 _DATA = ("sources", "bucket_batches")
 """Settings of a pair kind that a resume may change with data.allow_change."""
 _PACKAGES = ("clipscale", "torch", "torchvision", "open_clip_torch", "transformers", "webdataset", "numpy", "pyarrow", "fsspec")
@@ -85,11 +87,16 @@ def _existing_parent(folder: Path) -> Path:
 def _fixed(settings: dict[str, Any], data_may_change: bool) -> dict[str, Any]:
     """Settings that no resume may change; how and where it runs may."""
     fixed = {name: value for name, value in settings.items() if name not in _MAY_CHANGE}
+    fixed["towers"] = {tower: _without(own, _TOWER) for tower, own in fixed.get("towers", {}).items()}
     if data_may_change:
         fixed.pop("lanes", None)
         kinds = fixed.get("pair_kinds", {})
-        fixed["pair_kinds"] = {kind: {name: value for name, value in own.items() if name not in _DATA} for kind, own in kinds.items()}
+        fixed["pair_kinds"] = {kind: _without(own, _DATA) for kind, own in kinds.items()}
     return fixed
+
+
+def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

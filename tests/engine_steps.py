@@ -70,7 +70,10 @@ class Steps:
         """The model, the same on every process."""
         for folder in ARCHITECTURES:
             open_clip.add_model_config(folder)
-        towers = {name: Tower.model_validate({**tower, "recompute": self.recompute, "compile": self.compile}) for name, tower in self.towers.items()}
+        towers = {
+            name: Tower.model_validate({**tower, "recompute": self.recompute, "compile": self.compile})
+            for name, tower in self.towers.items()
+        }
         first, second = self.towers
         kinds = {"pairs": PairKindModel(modalities=(first, second), init_scale=14.0)}  # type: ignore[arg-type]
         return build_encoders(towers, embed_dim=16, pair_kinds=kinds, seed=3).to(getattr(torch, self.dtype))  # type: ignore[arg-type]

@@ -60,9 +60,7 @@ class Deepspeed(Engine):
             mistakes.append("it keeps no average of the weights; leave out optimizer.average_decay")
         compiled = [modality for modality in model.modalities if model.tower(modality).compiled]
         if compiled and self.stage == 3:
-            mistakes.append(
-                f"stage 3 gathers weights inside blocks, which {' and '.join(compiled)} compiles; set compile: false"
-            )
+            mistakes.append(f"stage 3 gathers weights inside blocks, which {' and '.join(compiled)} compiles; set compile: false")
         if steps_differ:
             mistakes.append("every step is a step of every weight, and with `every` above 1 some steps leave out a tower; set every: 1")
         if mistakes:

@@ -78,9 +78,7 @@ class Fsdp2(Engine):
             except RequestError as error:
                 mistakes.append(f"engine.tensor_ranks {self.tensor_ranks} does not suit the {modality} tower: {error}")
             if model.tower(modality).compiled:
-                mistakes.append(
-                    f"towers.{modality}.compile: tensor ranks communicate inside blocks; set it to false"
-                )
+                mistakes.append(f"towers.{modality}.compile: tensor ranks communicate inside blocks; set it to false")
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 

@@ -59,7 +59,9 @@ def test_every_nth_block_runs_again(settings: Any, expected: list[int]) -> None:
     assert runs(tower(recompute=settings), rows()) == expected
 
 
-@pytest.mark.parametrize("settings", [True, {"every": 2}, {"part": "attention"}, {"part": "attention", "every": 3}, {"keep_mb": 1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [True, {"every": 2}, {"part": "attention"}, {"part": "attention", "every": 3}, {"keep_mb": 1}], ids=str
+)
 def test_no_choice_changes_a_gradient(settings: Any) -> None:
     """Dropout is on. A budget is filled by what earlier passes measured, so the second and third pass are compared too."""
     plain, made_again = tower(), tower(recompute=settings)
