@@ -100,7 +100,7 @@ def test_a_budget_keeps_the_last_blocks_that_fit() -> None:
 
 def test_a_tower_without_attention_is_refused() -> None:
     made = Tower.model_validate({"name": "conv_image", "recompute": {"part": "attention"}})
-    with pytest.raises(RequestError, match="recompute.part attention: this tower's blocks .* have none; set part: block"):
+    with pytest.raises(RequestError, match=r"recompute\.part attention: this tower's blocks .* have none; set part: block"):
         build_encoders({"image": made}, embed_dim=8, pair_kinds={}, seed=0)
 
 
@@ -123,5 +123,5 @@ def test_attention_of_a_compiled_block_cannot_be_made_again_alone() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(RequestError, match="needs a C[+][+] compiler, and there is none"):
+    with pytest.raises(RequestError, match=r"needs a C\+\+ compiler, and there is none"):
         tower(compile=True)
