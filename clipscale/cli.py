@@ -43,7 +43,7 @@ def train(
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Write a checkpoint after this step and end; the same command goes on from it.")
     ] = None,
-    check_only: Annotated[bool, typer.Option("--check", help="Only check that the run could start: settings, data, run folder.")] = False,
+    check_only: Annotated[bool, typer.Option("--check", help="Only check that it could start: settings, data, folder, model.")] = False,
     ranks: Annotated[int, typer.Option(min=1, help="With --check: the number of processes it would be launched with.")] = 1,
 ) -> None:
     """Train, from the newest checkpoint if the run folder holds one. Several processes: launch/torchrun.sh train ..."""
@@ -51,7 +51,10 @@ def train(
     from clipscale import train as training
 
     if check_only:
+        from clipscale.run_model import check_model
+
         training.check(run, world=ranks)
+        check_model(run)
         return
     from clipscale.parallel.mesh import start, stop
     from clipscale.signals import end_with_launcher

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -118,8 +118,12 @@ class Run(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; loss, statistics and temperature are fp32 under all. fp16 scales the loss, and leaves out steps whose
     gradients overflow."""
-    micro_batch: int | None = Field(default=None, gt=0)
-    """Pairs a rank encodes at a time; smaller than its share of the global batch: gradients are cached, and stay exact."""
+    micro_batch: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
+    """Pairs a rank encodes at a time; smaller than its share of the global batch: gradients are cached, and stay exact. `auto`: the
+    most that fits, found by the first steps' memory, and remembered."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """With `micro_batch: auto`: what a rank may hold, GiB; none: nine tenths of its GPU. On the CPU, where it is the whole process's, it
+    must be said."""
     workers: int = Field(default=4, ge=0)
     """Processes that read and decode, per rank and pair kind; 0: in the training process."""
     lanes: int | None = Field(default=None, gt=0)
@@ -137,6 +141,8 @@ class Run(Settings):
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
         mistakes = [*self._tower_mistakes(), *self._kind_mistakes()]
+        if self.memory_gb is not None and self.micro_batch != "auto":
+            mistakes.append("memory_gb: it is what `micro_batch: auto` may use; set that, or leave memory_gb out")
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

@@ -11,7 +11,8 @@ ClipscaleError
     ├── ShardError          a shard or one of its samples cannot be read
     ├── CheckpointError     a checkpoint is damaged or does not fit the model
     ├── ContrastError       ranks disagree about the batch, or features are unusable
-    └── NonFiniteLoss       the loss or a gradient stopped being a number
+    ├── NonFiniteLoss       the loss or a gradient stopped being a number
+    └── OutOfMemory         a device's memory ran out; says in which phase of a step, and what to lower
 ```
 
 Every message says what was asked, what was found and what to do.
@@ -64,3 +65,7 @@ class ContrastError(RunError):
 
 class NonFiniteLoss(RunError):
     """The loss or a gradient is not a finite number."""
+
+
+class OutOfMemory(RunError):
+    """A device's memory ran out."""

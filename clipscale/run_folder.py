@@ -39,6 +39,7 @@ _MAY_CHANGE = frozenset(
         "evaluations",
         "logging",
         "max_bad_fraction",
+        "memory_gb",
         "micro_batch",
         "timeout_s",
         "workers",

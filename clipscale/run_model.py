@@ -1,6 +1,8 @@
-"""A run's model: its settings become encoders, freshly initialised."""
+"""A run's model: its settings become encoders, freshly initialised; and whether its engine can train them."""
 
 from __future__ import annotations
+
+import torch
 
 from clipscale.config import Run
 from clipscale.model import Encoders, PairKindModel, build_encoders
@@ -18,3 +20,19 @@ def build_model(run: Run) -> Encoders:
         for name, kind in run.pair_kinds.items()
     }
     return build_encoders(run.towers, embed_dim=run.embed_dim, pair_kinds=kinds, seed=run.seed)
+
+
+def check_model(run: Run) -> None:
+    """Build names and shapes only, on the meta device, and refuse what the run's engine cannot train.
+
+    Raises:
+        RequestError: says what was asked, what was found and what to do.
+    """
+    with torch.device("meta"):
+        model = build_model(run)
+    run.engine.check_model(model, optimizer=run.optimizer, steps_differ=steps_differ(run))
+
+
+def steps_differ(run: Run) -> bool:
+    """Whether some steps leave out a pair kind and its towers."""
+    return any(kind.every > 1 for kind in run.pair_kinds.values())

@@ -28,16 +28,18 @@ from clipscale.engines import Stepped, Trainable
 from clipscale.errors import ContrastError, NonFiniteLoss
 from clipscale.inputs import Modality
 from clipscale.logbook import Logbook
+from clipscale.memory.exhaustion import explaining
 from clipscale.memory.grad_cache import cached_backward
+from clipscale.memory.micro_batch import MicroBatch, memory_limit
 from clipscale.metrics import check_packages
 from clipscale.model import Encoders, KindOutput, Prepared, PreparedKinds, prepare
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import phase, timing
 from clipscale.progress import Progress
-from clipscale.run_model import build_model
+from clipscale.run_model import build_model, steps_differ
 from clipscale.signals import StopSignals
-from clipscale.throughput import Meter
+from clipscale.throughput import Meter, StepTimes
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,16 @@ class _Training:
     def start(self) -> None:
         """Build the model, claim the run folder, and take up where the newest checkpoint stands."""
         run, mesh = self.run, self.mesh
-        steps_differ = any(kind.every > 1 for kind in run.pair_kinds.values())
+        differ = steps_differ(run)
         with raised_together(mesh):
             model = run.engine.build(partial(build_model, run), mesh)
-            run.engine.check_model(model, optimizer=run.optimizer, steps_differ=steps_differ)
+            run.engine.check_model(model, optimizer=run.optimizer, steps_differ=differ)
+            self.micro_batch = self._micro_batch()
         self._claim_folder(
             needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
         )
         self.meter = Meter(run, model, mesh)
-        self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ)
+        self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=differ)
         saved = self._resume()
         with raised_together(mesh):
             places = saved.state["data"] if saved else {}
@@ -121,6 +124,16 @@ class _Training:
                 run_folder.check(self.run, needed_bytes=needed_bytes)
                 self.closing.enter_context(run_folder.claim(self.run))
 
+    def _micro_batch(self) -> MicroBatch:
+        run = self.run
+        limit = memory_limit(run.memory_gb, self.mesh) if run.micro_batch == "auto" else None
+        return MicroBatch(run.micro_batch, share=self.share, limit=limit)
+
+    @property
+    def share(self) -> int:
+        """Rows of the largest pair kind that this rank has of a global batch."""
+        return max(kind.global_batch for kind in self.run.pair_kinds.values()) // self.data_mesh.world
+
     def _resume(self) -> checkpoint.Checkpoint | None:
         """Take up the newest whole checkpoint, if there is one."""
         newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
@@ -133,6 +146,7 @@ class _Training:
             saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
             self.trainable.load(saved.tensors)
             self.tally.budget.take_up(saved.state["bad_samples"])
+            self.micro_batch.take_up(saved.state["micro_batch"])
         self.step = saved.step
         return saved
 
@@ -170,8 +184,10 @@ class _Training:
                 for name, of_ranks in self.tally.finished.items():
                     for shards in of_ranks:
                         self.streams[name].note(shards)
-                record = self._train_step(batches)
+                with explaining(timer, step=self.step, rows=self.micro_batch.rows, share=self.share):
+                    record = self._train_step(batches)
                 times, stop = self.meter.end_step(timer, signal=self.signals.received)
+                self._learn(batches, times)
                 self.logbook.write_step(record, times, reading=self._reading(batches))
                 progress.show(record, times)
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
@@ -191,6 +207,15 @@ class _Training:
         with phase("data"):
             return {name: next(self.streams[name]) for name in due}
 
+    def _learn(self, batches: dict[str, Batch], times: StepTimes) -> None:
+        """What the step's memory says about the micro-batch; steps without some pair kind say nothing."""
+        if (
+            len(batches) == len(self.run.pair_kinds)
+            and times.peak_bytes
+            and (found := self.micro_batch.learn(max(times.peak_bytes.values())))
+        ):
+            self.logbook.write_event("micro_batch", step=self.step, detail=found)
+
     def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
         """One update of the weights; returns the step's line in metrics.jsonl."""
         run = self.run
@@ -207,7 +232,7 @@ class _Training:
                 )
             return total, losses
 
-        if run.micro_batch is None:
+        if self.micro_batch.rows is None:
             self._seed(0)
             with phase("encode"):
                 outputs = self.trainable.encode(self._prepare(rows))
@@ -216,7 +241,8 @@ class _Training:
             with phase("backward"):
                 self.trainable.backward(total)
         else:
-            losses = cached_backward(self.trainable, rows, contrast, micro_batch=run.micro_batch, seed=self._seed, prepare=self._prepare)
+            size = self.micro_batch.rows
+            losses = cached_backward(self.trainable, rows, contrast, micro_batch=size, seed=self._seed, prepare=self._prepare)
         with phase("optimizer"):
             stepped = self.trainable.step(lr=lr)
         if not (math.isfinite(stepped.norm) or stepped.skipped):
@@ -301,6 +327,7 @@ class _Training:
             state = {
                 "data": {name: stream.state() for name, stream in self.streams.items()},
                 "bad_samples": self.tally.budget.state(),
+                "micro_batch": self.micro_batch.state(),
                 "seed": self.run.seed,
                 "world": self.mesh.world,
             }

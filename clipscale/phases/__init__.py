@@ -41,6 +41,9 @@ def phase(name: Phase) -> Iterator[None]:
     timer.enter(name)
     try:
         yield
+    except BaseException:
+        timer.interrupted = timer.interrupted or name
+        raise
     finally:
         timer.leave()
 

@@ -32,6 +32,9 @@ class StepPhases:
 class PhaseTimer:
     """Marks where phases begin and end. The time between two marks belongs to the innermost phase there."""
 
+    interrupted: Phase | None = None
+    """The innermost phase that an exception ended."""
+
     def __init__(self, clock: Clock, peak: Peak | None) -> None:
         self._clock, self._peak = clock, peak
         self._inside: list[Phase] = ["other"]

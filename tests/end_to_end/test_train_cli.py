@@ -113,6 +113,8 @@ def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path:
         ("pair_kinds.image_text.sources.squares.url=nowhere", "nowhere"),
         ("pair_kinds.image_text.sources={}", "pair_kinds.image_text.sources"),
         ("engine=local", "set engine: ddp"),
+        ("towers.image.recompute={part: attention}", "recompute.part attention: this tower's blocks"),
+        ("engine={name: deepspeed}", "with `every` above 1 some steps leave out a tower"),
         ("folder=/proc/x", "cannot be written"),
     ],
 )
