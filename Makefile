@@ -25,7 +25,7 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP_INSTALL) --editable '.[demo,dev,tensorboard,deepspeed,http]'
+	$(PIP_INSTALL) --editable '.[demo,dev,tensorboard,deepspeed,http,lowbit]'
 	@touch $@
 
 setup: $(VENV)/.demo ## make .venv with what training and the demo need

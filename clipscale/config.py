@@ -115,9 +115,9 @@ class Run(Settings):
     evaluations: dict[str, Evaluator] = {}
     """Evaluations by a name of your own; run by `clipscale eval`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
     """Arithmetic of the towers; loss, statistics and temperature are fp32 under all. fp16 scales the loss, and leaves out steps whose
-    gradients overflow."""
+    gradients overflow. fp8 is bf16 with the blocks' linear layers in float8, on GPUs that have it (Ada, Hopper and later)."""
     micro_batch: Annotated[int, Field(gt=0)] | Literal["auto"] | None = None
     """Pairs a rank encodes at a time; smaller than its share of the global batch: gradients are cached, and stay exact. `auto`: the
     most that fits, found by the first steps' memory, and remembered."""
@@ -187,6 +187,7 @@ class Run(Settings):
             ConfigError: a global batch is not a multiple of the ranks, or the lanes are not; names the nearest that fit.
         """
         self.engine.check_world(world)  # first and alone: what follows depends on how the engine divides the ranks
+        self.engine.check_precision(self.precision)
         mistakes = self._optimizer_mistakes(world)
         data_ranks = self.engine.data_ranks(world)
         ranks = f"{world} ranks" if data_ranks == world else f"{data_ranks} data ranks (of {world} ranks, {world // data_ranks} each)"

@@ -33,6 +33,27 @@ def check_model(run: Run) -> None:
     run.engine.check_model(model, optimizer=run.optimizer, steps_differ=steps_differ(run))
 
 
+def check_precision(run: Run, model: Encoders, device: torch.device) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        RequestError: says what was asked and what was found.
+    """
+    if run.precision == "fp8":
+        from clipscale.towers._float8 import check_float8
+
+        check_float8([model.tower(modality) for modality in model.modalities], device)
+
+
+def use_precision(run: Run, model: Encoders) -> None:
+    """Give the model the layers that its precision needs for training; names and weights stay."""
+    if run.precision == "fp8":
+        from clipscale.towers._float8 import use_float8
+
+        for modality in model.modalities:
+            use_float8(model.tower(modality))
+
+
 def steps_differ(run: Run) -> bool:
     """Whether some steps leave out a pair kind and its towers."""
     return any(kind.every > 1 for kind in run.pair_kinds.values())

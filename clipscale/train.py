@@ -37,7 +37,7 @@ from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import phase, timing
 from clipscale.progress import Progress
-from clipscale.run_model import build_model, steps_differ
+from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
 from clipscale.signals import StopSignals
 from clipscale.throughput import Meter, StepTimes
 
@@ -101,12 +101,14 @@ class _Training:
         differ = steps_differ(run)
         with raised_together(mesh):
             model = run.engine.build(partial(build_model, run), mesh)
+            check_precision(run, model, mesh.device)
             run.engine.check_model(model, optimizer=run.optimizer, steps_differ=differ)
             self.micro_batch = self._micro_batch()
         self._claim_folder(
             needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
         )
         self.meter = Meter(run, model, mesh)
+        use_precision(run, model)
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=differ)
         saved = self._resume()
         with raised_together(mesh):

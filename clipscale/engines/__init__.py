@@ -31,6 +31,13 @@ class Engine(Part, ABC):
             ConfigError: says which engine can.
         """
 
+    def check_precision(self, precision: str) -> None:
+        """Refuse an arithmetic of the towers that this engine does not know.
+
+        Raises:
+            ConfigError: says which it knows.
+        """
+
     def whole_weights(self, world: int) -> bool:  # noqa: ARG002
         """Whether a rank's optimizer sees whole tensors, and not its own parts of them: some optimizers need to."""
         return True

@@ -18,8 +18,8 @@ from clipscale.optim import Optimizer
 from clipscale.parallel.mesh import Mesh
 from clipscale.parallel.parts import norms_by_name, own_part
 
-ROUNDED: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What towers compute in, by the run's precision; None: in the weights' own."""
+ROUNDED: Mapping[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""What towers compute in, by the run's precision (under fp8, all but the layers that are float8's); None: in the weights' own."""
 
 
 class Replica:
@@ -128,7 +128,7 @@ class Replica:
 
     def _moments(self) -> dict[str, Tensor]:
         return {
-            f"{name}/{field}": value
+            f"{name}/{field}": self._settings.plain(value)
             for name, parameter in self._trainable.items()
             for field, value in self._optimizer.state.get(parameter, {}).items()
         }

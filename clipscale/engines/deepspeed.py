@@ -46,6 +46,11 @@ class Deepspeed(Engine):
         if importlib.util.find_spec("deepspeed") is None:
             raise MissingPackage("engine 'deepspeed' needs the package: pip install --constraint constraints.txt 'clipscale[deepspeed]'")
 
+    def check_precision(self, precision: str) -> None:
+        """No float8."""
+        if precision == "fp8":
+            raise ConfigError("engine 'deepspeed' trains in fp32, bf16 and fp16; for fp8 take engine fsdp2 or ddp")
+
     def whole_weights(self, world: int) -> bool:  # noqa: ARG002
         """Pieces of flat groups of them."""
         return False

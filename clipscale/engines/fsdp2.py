@@ -52,6 +52,11 @@ class Fsdp2(Engine):
             of = f"{data_ranks} data ranks ({world} ranks, {self.tensor_ranks} of them to a data rank)"
             raise ConfigError(f"engine.shard_ranks {self.shard_ranks} does not divide the {of}; these do: {divisors(data_ranks)}")
 
+    def check_precision(self, precision: str) -> None:
+        """Layers that are cut over tensor ranks are not float8's."""
+        if precision == "fp8" and self.tensor_ranks > 1:
+            raise ConfigError("precision fp8 does not go with engine.tensor_ranks above 1; set precision: bf16, or tensor_ranks: 1")
+
     def whole_weights(self, world: int) -> bool:
         """Parts, unless there is one rank."""
         return world == 1

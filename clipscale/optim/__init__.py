@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from clipscale.optim._schedule import Schedule
 from clipscale.settings import Part
@@ -60,6 +60,10 @@ class Optimizer(Part, ABC):
 
         Its state must be tensors by parameter: that is what checkpoints hold.
         """
+
+    def plain(self, state: Tensor) -> Tensor:
+        """A tensor of the optimizer's state as checkpoints hold it; `step` must take what a checkpoint gives back."""
+        return state
 
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]], places: Mapping[str, Place]) -> list[dict[str, Any]]:
         """Matrices decayed and the rest not, apart by learning rate and by whether they stand in a block."""

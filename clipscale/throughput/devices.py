@@ -40,11 +40,12 @@ def peak_flops(device: torch.device, *, precision: str, told: float | None) -> f
     """FLOPs a second that a device can do at most in a run's precision; None when nobody knows.
 
     Args:
+        precision: under fp8 some layers are bf16, and MFU is told of the bf16 rate, of which it may be more than 1.
         told: what the settings say, in 10¹² a second; believed before the table.
     """
     if told is not None:
         return told * 1e12
-    return published(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+    return published(torch.cuda.get_device_name(device), "bf16" if precision == "fp8" else precision) if device.type == "cuda" else None
 
 
 def published(name: str, precision: str) -> float | None:
