@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_CHANNELS = 8
 """Recordings with more channels are refused."""
-_ROWS_AT_ONCE = 8  # on the CPU: larger transforms leave the cache
+_SAMPLES_AT_ONCE = 160_000  # on the CPU: spectra of more than some 10 s leave the cache, and take 1.4 times as long
 _VARIANCE_FLOOR = 1e-7  # as transformers' feature extractors
 
 
@@ -126,7 +126,7 @@ def prepare_speech(
         raise ConfigError("frequency_masks blank mel bins, but this speech tower is fed waveforms; set frequency_masks to 0")
     assert augment is None or seeds is not None, "augmentation is keyed by the batch's seeds"
     wave, length = batch["waveform"], batch["length"]
-    at_once = len(wave) if wave.is_cuda else _ROWS_AT_ONCE
+    at_once = len(wave) if wave.is_cuda else max(1, _SAMPLES_AT_ONCE // wave.shape[1])
     parts = [
         _prepared(wave[rows], length[rows], spec, augment, None if seeds is None else seeds[rows])
         for rows in (slice(begin, begin + at_once) for begin in range(0, max(1, len(wave)), max(1, at_once)))
@@ -197,8 +197,20 @@ def _mel_power(wave: Tensor, spec: SpeechInput) -> Tensor:
     )
     window = torch.hann_window(spec.n_fft, device=wave.device)
     spectrum = torch.stft(padded, spec.n_fft, spec.hop, window=window, center=False, return_complex=True)[..., : wave.shape[1] // spec.hop]
-    filters = mel_filters(spec.n_fft, spec.sample_rate, spec.num_mels).to(wave.device)
-    return filters @ (spectrum.real.square() + spectrum.imag.square())
+    power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+    halves = _filter_halves(spec.n_fft, spec.sample_rate, spec.num_mels)
+    return torch.cat([filters.to(wave.device) @ power[:, frequencies] for frequencies, filters in halves], dim=1)
+
+
+@functools.cache
+def _filter_halves(n_fft: int, sample_rate: int, num_mels: int) -> list[tuple[slice, Tensor]]:
+    """The lower and the upper half of the filters, each with the frequencies it hears: the other products are with zeros."""
+    halves = []
+    for filters in mel_filters(n_fft, sample_rate, num_mels).tensor_split(2):
+        heard = filters.any(0).nonzero().flatten().tolist() or [0]  # filters narrower than the spectrum's steps hear nothing
+        frequencies = slice(heard[0], heard[-1] + 1)
+        halves.append((frequencies, filters[:, frequencies].contiguous()))
+    return halves
 
 
 @functools.cache
