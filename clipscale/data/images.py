@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ORIENTATION = 0x0112
 _EXIF_WITHIN = 65_536  # a JPEG's EXIF segment stands in front and is at most this long
-_BLACK = (0.0, 0.0, 0.0)
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision and Pillow
 
 
 class ImageAugment(Settings):
@@ -48,6 +48,12 @@ class ImageAugment(Settings):
     """Multiply pixels by 1 ± up to this."""
     contrast: float = Field(default=0.0, ge=0, le=1)
     """Scale the distance from the image's mean by 1 ± up to this."""
+    saturation: float = Field(default=0.0, ge=0, le=1)
+    """Scale the distance from the image's grey by 1 ± up to this."""
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    """Turn colours by up to this share of the colour circle, either way."""
+    grayscale: float = Field(default=0.0, ge=0, le=1)
+    """Probability of an image without colour."""
 
 
 def decode_image(data: bytes, spec: ImageInput) -> Tensor:
@@ -188,11 +194,42 @@ def _affine(augment: ImageAugment, seeds: Tensor) -> Tensor:
 
 
 def _recoloured(pixels: Tensor, augment: ImageAugment, seeds: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue, in this order, then perhaps no colour at all; what is not asked for costs nothing."""
+
+    def draw(reach: float, purpose: str) -> Tensor:
+        return between(seeds, 1 - reach, 1 + reach, purpose=f"image/{purpose}")[:, None, None, None]
+
     if augment.brightness:
-        factor = between(seeds, 1 - augment.brightness, 1 + augment.brightness, purpose="image/brightness")
-        pixels = pixels * factor[:, None, None, None]
+        pixels = pixels * draw(augment.brightness, "brightness")
     if augment.contrast:
-        factor = between(seeds, 1 - augment.contrast, 1 + augment.contrast, purpose="image/contrast")
         mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-        pixels = mean + (pixels - mean) * factor[:, None, None, None]
-    return pixels.clamp(0, 1) if augment.brightness or augment.contrast else pixels
+        pixels = mean + (pixels - mean) * draw(augment.contrast, "contrast")
+    if augment.saturation:
+        grey = _grey(pixels)
+        pixels = grey + (pixels - grey) * draw(augment.saturation, "saturation")
+    if augment.brightness or augment.contrast or augment.saturation:
+        pixels = pixels.clamp(0, 1)
+    if augment.hue:
+        pixels = turn_hue(pixels, between(seeds, -augment.hue, augment.hue, purpose="image/hue"))
+    if augment.grayscale:
+        without = between(seeds, 0, 1, purpose="image/grayscale") < augment.grayscale
+        pixels = torch.where(without[:, None, None, None], _grey(pixels), pixels)
+    return pixels
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """[b, 3, S, S] -> [b, 1, S, S]"""
+    weights = torch.tensor(_GREY, device=pixels.device)[:, None, None]
+    return (pixels * weights).sum(dim=1, keepdim=True)
+
+
+def turn_hue(pixels: Tensor, share: Tensor) -> Tensor:
+    """Turn each image's colours by a share of the colour circle (HSV): [b, 3, S, S] from 0 to 1, [b]."""
+    red, green, blue = pixels.unbind(1)
+    value = pixels.amax(1)
+    chroma = value - pixels.amin(1)
+    some = chroma.clamp(min=1e-12)  # grey has no hue, and keeps none
+    sixth = torch.where(value == red, (green - blue) / some, torch.where(value == green, (blue - red) / some + 2, (red - green) / some + 4))
+    starts = torch.tensor([5.0, 3.0, 1.0], device=pixels.device)[:, None, None]
+    place = ((sixth + 6 * share[:, None, None])[:, None] + starts) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)

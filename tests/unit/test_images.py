@@ -200,7 +200,18 @@ def test_without_augmentation_pixels_are_only_normalised() -> None:
     np.testing.assert_allclose(pixels[3].permute(1, 2, 0), by_hand, atol=1e-6)
 
 
-EVERYTHING = ImageAugment(min_area=0.5, max_stretch=1.3, rotation_degrees=20, shift=0.1, flip=0.5, brightness=0.3, contrast=0.3)
+EVERYTHING = ImageAugment(
+    min_area=0.5,
+    max_stretch=1.3,
+    rotation_degrees=20,
+    shift=0.1,
+    flip=0.5,
+    brightness=0.3,
+    contrast=0.3,
+    saturation=0.3,
+    hue=0.1,
+    grayscale=0.3,
+)
 PLAIN = ImageInput(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -227,6 +238,34 @@ def test_flips_come_as_often_as_asked() -> None:
     pixels = prepare_images(batch(1).expand(2000, -1, -1, -1), PLAIN, ImageAugment(min_area=1.0, flip=0.25), torch.arange(2000))["pixels"]
     share = (pixels[:, 0, 12, 0] > 0.5).float().mean().item()
     assert share == pytest.approx(0.25, abs=0.04)  # four standard deviations
+
+
+@pytest.mark.parametrize(("what", "reach"), [("saturation", 0.8), ("hue", 0.5), ("brightness", 0.5)])
+def test_colours_change_as_torchvisions(what: str, reach: float) -> None:
+    from torchvision.transforms import functional
+
+    from clipscale.data.random_numbers import between
+
+    seeds = torch.arange(8)
+    noise = torch.randint(0, 256, (8, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise[0] = 77  # grey stays grey
+    changed = prepare_images(noise, PLAIN, ImageAugment(min_area=1.0, **{what: reach}), seeds)["pixels"]
+    centre = 0 if what == "hue" else 1
+    factors = between(seeds, centre - reach, centre + reach, purpose=f"image/{what}").tolist()
+    change = getattr(functional, f"adjust_{what}")
+    wanted = torch.stack([change(image / 255, factor) for image, factor in zip(noise, factors, strict=True)])
+    torch.testing.assert_close(changed, wanted, atol=2e-4, rtol=0)  # torchvision's weights of grey are rounded otherwise
+    assert (changed - prepare_images(noise, PLAIN)["pixels"]).abs().max() > 0.1
+
+
+def test_grayscale_comes_as_often_as_asked_and_leaves_the_others_alone() -> None:
+    augment, many = ImageAugment(min_area=1.0, grayscale=0.25), batch(1).expand(1000, -1, -1, -1)
+    pixels, plain = prepare_images(many, PLAIN, augment, torch.arange(1000))["pixels"], prepare_images(batch(1), PLAIN)["pixels"]
+    grey = (pixels == pixels[:, :1]).flatten(1).all(1)
+    assert grey.float().mean().item() == pytest.approx(0.25, abs=0.055)  # four standard deviations
+    assert torch.equal(pixels[~grey], plain.expand(int((~grey).sum()), -1, -1, -1))
+    by_hand = 0.2989 * plain[:, 0] + 0.587 * plain[:, 1] + 0.114 * plain[:, 2]
+    torch.testing.assert_close(pixels[grey][:1, 0], by_hand, atol=1e-6, rtol=0)
 
 
 def test_rotation_turns_about_the_centre_and_keeps_shapes() -> None:
