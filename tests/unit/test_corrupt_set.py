@@ -29,7 +29,7 @@ Members = list[tuple[str, bytes]]
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Of sample `number`; told apart by 4 levels even after JPEG."""
+    """Of sample `number`; neighbours differ by 8 levels."""
     return 40 + 8 * number, 255 - 8 * number, 128
 
 
