@@ -53,6 +53,15 @@ def test_an_engine_takes_the_steps_of_plain_torch(ranks, world: int, engine: dic
     assert all(answer.losses == answers[0].losses and answer.norms == answers[0].norms for answer in answers), "all ranks know the same"
 
 
+@pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2", "tensor_ranks": 2}, {"name": "deepspeed", "stage": 1}], ids=label)
+def test_twenty_steps_in_fp32_follow_the_curve_of_plain_torch(ranks, engine: dict[str, Any]) -> None:
+    steps = Steps(engine=engine, dtype="float32", steps=20, batch=5, micro_batch=2)
+    expected = plain_steps(steps, data_ranks=Engine.model_validate(engine).data_ranks(2))
+    found: Trained = ranks(2)(train_steps, steps)[0]
+    assert expected.losses[-1] < 0.9 * expected.losses[0]
+    assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
 @pytest.mark.parametrize("engine", [{"name": "ddp"}, {"name": "fsdp2"}, {"name": "deepspeed", "stage": 3}], ids=label)
 def test_bf16_stays_near_fp32_and_keeps_temperature_and_moments_in_fp32(ranks, engine: dict[str, Any]) -> None:
     steps = Steps(engine=engine, dtype="float32", precision="bf16", clip_norm=None, lr=1e-3, batch=128, steps=1)
