@@ -25,6 +25,8 @@ class UnreliableServer:
     share: float = 0.05
     """Of the requests for which something goes wrong."""
     stall_s: float = 1.0
+    gate: threading.Barrier | None = None
+    """Requests wait here until so many are under way."""
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     """Requests by file name."""
@@ -56,6 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if self.about.gate is not None:
+            with suppress(threading.BrokenBarrierError):
+                self.about.gate.wait()
         with suppress(ConnectionError):
             self._answer()
 

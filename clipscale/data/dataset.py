@@ -6,7 +6,7 @@ import hashlib
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,9 +89,11 @@ class DatasetIndex:
 
         return _recent(self._places, shard, read, size=KEPT_PLACES)
 
-    def _read_sidecar(self, shard: int, names: list[str] | None = None) -> dict[str, np.ndarray]:
+    def _read_sidecar(
+        self, shard: int, names: list[str] | None = None, *, first_try: Callable[[], bytes] | None = None
+    ) -> dict[str, np.ndarray]:
         name = f"{self.shards[shard]}.parquet"
-        table = read_parquet(self._sidecar_bytes(shard, name), columns=names)
+        table = read_parquet(self._sidecar_bytes(shard, name, first_try), columns=names)
         columns = {column: table.column(column).to_numpy(zero_copy_only=False) for column in table.column_names}
         good = columns["status"] == "ok"
         columns = columns if good.all() else {column: values[good] for column, values in columns.items()}
@@ -99,11 +101,11 @@ class DatasetIndex:
             raise ShardError(f"{self.url}/{name} does not fit index.parquet; build or index the data set again")
         return columns
 
-    def _sidecar_bytes(self, shard: int, name: str) -> bytes:
+    def _sidecar_bytes(self, shard: int, name: str, first_try: Callable[[], bytes] | None) -> bytes:
         for attempt in range(self._tries(self._sidecar_store)):
             self.counters["retries"] += attempt > 0
             try:
-                data = self._sidecar_store.read(name)
+                data = first_try() if first_try and not attempt else self._sidecar_store.read(name)
             except FileNotFoundError:
                 raise ShardError(f"{self.url}/{name} is gone since the data set was opened") from None
             if hashlib.sha256(data).digest() == self._sidecar_sha256[shard]:
@@ -178,17 +180,18 @@ class DatasetIndex:
         """
         return bytes(self._where(shard)["key"][row]).decode()
 
-    def lengths(self, shard: int, modality: str) -> np.ndarray:
-        """Seconds of every sample's speech, or bytes of its first caption, float32.
+    def lengths(self, shards: Sequence[int], modality: str) -> Iterator[np.ndarray]:
+        """Seconds of every sample's speech, or bytes of its first caption, float32, an array a shard; sidecars come several at a time.
 
         Raises:
-            ShardError: the shard's sidecar cannot be read.
+            ShardError: a shard's sidecar cannot be read.
         """
-        if modality != "speech":
-            return self._read_sidecar(shard, ["key", "offset", "bytes", "text_bytes", "status"])["text_bytes"].astype(np.float32)
-        columns = self._read_sidecar(shard, ["key", "offset", "bytes", "frames", "sample_rate", "status"])
-        seconds: np.ndarray = columns["frames"] / np.maximum(columns["sample_rate"], 1)
-        return seconds.astype(np.float32)
+        told = ["frames", "sample_rate"] if modality == "speech" else ["text_bytes"]
+        sidecars = self._sidecar_store.read_each([f"{self.shards[shard]}.parquet" for shard in shards])
+        for shard in shards:
+            columns = self._read_sidecar(shard, ["key", "offset", "bytes", "status", *told], first_try=lambda: next(sidecars))
+            length = columns["text_bytes"] if modality != "speech" else columns["frames"] / np.maximum(columns["sample_rate"], 1)
+            yield length.astype(np.float32)
 
     def find(self, key: str) -> tuple[int, int]:
         """The first shard and row whose sample has this key.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -32,23 +32,27 @@ class SampleLengths:
             ShardError: a sidecar cannot be read: without it the ranks could not agree on the batches.
         """
         found = np.empty(len(shard), dtype=np.float32)
-        for one in np.unique(shard).tolist():
-            mine = shard == one
-            found[mine] = self._of(source, one)[place[mine]]
+        by_shard = np.argsort(shard, kind="stable")
+        shards, begins = np.unique(shard[by_shard], return_index=True)
+        rows = dict(zip(shards.tolist(), np.split(by_shard, begins[1:]), strict=True))
+        for one, lengths in self._of(source, list(rows)):
+            found[rows[one]] = lengths[place[rows[one]]]
         return np.minimum(found, np.float32(self._longest))
 
-    def _of(self, source: int, shard: int) -> np.ndarray:
+    def _of(self, source: int, shards: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Shards in some order, each with the lengths of its samples."""
         kept = self._kept[source]
-        if shard not in kept:
-            try:
-                kept[shard] = self._sources[source].lengths(shard, self._modality).astype(np.float32)
-            except ShardError as error:
-                raise ShardError(f"length buckets need every sidecar, or ranks would not agree on the batches: {error}") from error
-            while _size(kept.values()) > KEPT_SAMPLES and len(kept) > 1:
-                kept.popitem(last=False)
-        kept.move_to_end(shard)
-        return kept[shard]
-
-
-def _size(arrays: Iterable[np.ndarray]) -> int:
-    return sum(map(len, arrays))
+        for shard in [shard for shard in shards if shard in kept]:
+            kept.move_to_end(shard)
+            yield shard, kept[shard]
+        missing = [shard for shard in shards if shard not in kept]
+        size = sum(map(len, kept.values()))
+        try:
+            for shard, lengths in zip(missing, self._sources[source].lengths(missing, self._modality), strict=True):
+                kept[shard] = lengths.astype(np.float32)
+                size += len(lengths)
+                while size > KEPT_SAMPLES and len(kept) > 1:
+                    size -= len(kept.popitem(last=False)[1])
+                yield shard, kept[shard]
+        except ShardError as error:
+            raise ShardError(f"length buckets need every sidecar, or ranks would not agree on the batches: {error}") from error

@@ -6,11 +6,13 @@ A range that comes short, long or not at all is asked for again. Whether the byt
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 import zlib
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -120,11 +122,28 @@ class Store:
             FileNotFoundError: it is not there.
             ShardError: it cannot be read, after all tries.
         """
-        found = self._tried(f"{self.url}/{name}", lambda: self._asked("cat_file", f"{self._root}/{name}"))
-        if isinstance(found, ShardError):
-            raise found
-        self._count(len(found))
-        return bytes(found)
+        return next(self.read_each([name]))
+
+    def read_each(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Whole files in this order, several under way at a time; one that is gone or cannot be read raises as `read` does."""
+        at_once, left, under_way = self._at_once(), iter(names), deque[Future[bytes | ShardError]]()
+        try:
+            while True:
+                for name in itertools.islice(left, at_once - len(under_way)):
+                    under_way.append(asyncio.run_coroutine_threadsafe(self._whole(name), self._loop()))
+                if not under_way:
+                    return
+                found = under_way.popleft().result()
+                if isinstance(found, ShardError):
+                    raise found
+                self._count(len(found))
+                yield bytes(found)
+        finally:
+            for asked in under_way:
+                asked.cancel()
+
+    def _whole(self, name: str) -> Coroutine[Any, Any, bytes | ShardError]:
+        return self._persist(f"{self.url}/{name}", lambda: self._asked("cat_file", f"{self._root}/{name}"))
 
     def ranges(self, name: str, spans: Sequence[Span]) -> list[bytes | ShardError]:
         """These bytes of a file; the error in place of those that cannot be read. Of a local file that was cut off, what there is."""
@@ -153,8 +172,7 @@ class Store:
                 write(data)
 
     def _blocks(self, name: str, spans: Sequence[Span]) -> list[bytes | ShardError]:
-        path, where, client = f"{self._root}/{name}", f"{self.url}/{name}", self._client
-        at_once = self.reading.connections if _is_async(client) else 1  # sync clients may not be used by several threads
+        path, where, at_once = f"{self._root}/{name}", f"{self.url}/{name}", self._at_once()
 
         async def gather() -> list[bytes | ShardError]:
             turn = asyncio.Semaphore(at_once)
@@ -177,6 +195,10 @@ class Store:
 
         found: list[bytes | ShardError] = sync(self._loop(), gather)
         return found
+
+    def _at_once(self) -> int:
+        """Requests that a store's client may have under way: those that are not asynchronous may not be used by several threads."""
+        return self.reading.connections if _is_async(self._client) or self.is_local else 1
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = self._client.loop if _is_async(self._client) else get_loop()

@@ -6,9 +6,11 @@ import hashlib
 import multiprocessing
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from making_data import write_dataset
 from unreliable_server import FAULTS, UnreliableServer, unreliable_server
@@ -103,6 +105,27 @@ def test_a_missing_file_is_not_asked_for_again(server: UnreliableServer) -> None
     assert server.asked["nothing.tar"] == 2
     with pytest.raises(DataError, match=r"no index\.parquet; there is no such file"):
         open_dataset(f"{server.url}/nowhere")
+
+
+def test_lengths_come_from_as_many_sidecars_at_a_time_as_there_may_be_connections(tmp_path: Path) -> None:
+    """A gate that opens when five requests have come lets all of them through; one for eight never opens."""
+    pytest.importorskip("aiohttp", reason="reading over http needs aiohttp: pip install 'clipscale[http]'")
+    write_dataset(tmp_path, [1] * 40)
+    with unreliable_server(tmp_path) as server:
+        opened = open_dataset(server.url, reading=PATIENT.model_copy(update={"connections": 5, "timeout_s": 20.0}))
+        server.asked.clear()
+        for number, opens in ((5, True), (8, False)):
+            server.gate = threading.Barrier(number, timeout=10 if opens else 0.5)
+            assert np.concatenate(list(opened.lengths(range(40), "text"))).tolist() == [1] * 10 + [2] * 30  # "0" to "39"
+            assert server.gate.broken is not opens
+        assert server.asked == {f"{number:06d}.parquet": 2 for number in range(40)}
+        server.gate, server.faults, server.share, server.stall_s = None, FAULTS, 0.3, 0.4
+        flaky = open_dataset(server.url, reading=PATIENT)
+        assert np.concatenate(list(flaky.lengths(range(40), "text"))).tolist() == [1] * 10 + [2] * 30
+        assert flaky.counters["retries"] > 0
+        (tmp_path / "000030.parquet").unlink()
+        with pytest.raises(ShardError, match=r"000030\.parquet is gone since"):
+            list(flaky.lengths(range(40), "text"))
 
 
 def test_neighbours_are_read_in_one_request(server: UnreliableServer, folder: Path) -> None:

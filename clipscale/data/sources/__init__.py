@@ -46,11 +46,11 @@ class OpenSource(Protocol):
         """
         ...
 
-    def lengths(self, shard: int, modality: Modality) -> np.ndarray:
-        """How long each sample of a shard is, without reading it: seconds of its speech, or bytes of its first caption.
+    def lengths(self, shards: Sequence[int], modality: Modality) -> Iterator[np.ndarray]:
+        """How long each sample of these shards is, an array a shard, without reading it: seconds of speech, or bytes of the first caption.
 
         Raises:
-            ShardError: the shard's sidecar cannot be read.
+            ShardError: a shard's sidecar cannot be read.
         """
         ...
 
