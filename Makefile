@@ -8,7 +8,7 @@ PROCESSES ?= 2
 PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
 export PIP_NO_INPUT = 1
 
-.PHONY: help setup setup-test demo test lint types layers unit ranks end-to-end check bench soak docs clean
+.PHONY: help setup setup-test demo test lint types layers unit lowbit ranks end-to-end check bench soak docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,12 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP_INSTALL) --editable '.[demo,dev,tensorboard,deepspeed,http,lowbit]'
+	$(PIP_INSTALL) --editable '.[demo,dev,tensorboard,deepspeed,http]'
+	@touch $@
+
+# transformers imports torchao wherever it finds it, which takes seconds in every process; so only its own tests see it.
+$(VENV)/.lowbit: $(VENV)/.test
+	$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/lowbit torchao
 	@touch $@
 
 setup: $(VENV)/.demo ## make .venv with what training and the demo need
@@ -34,7 +39,7 @@ setup-test: $(VENV)/.test ## ... and what the tests need
 demo: setup ## run the main job on embedded data: build, train, resume, evaluate, report
 	HF_HUB_OFFLINE=1 $(BIN)/clipscale demo
 
-test: lint types unit ranks end-to-end ## everything CI runs
+test: lint types unit lowbit ranks end-to-end ## everything CI runs
 
 lint: setup-test ## style, formatting, shell scripts
 	$(BIN)/ruff check .
@@ -46,6 +51,9 @@ types: setup-test ## mypy --strict
 
 unit: setup-test ## without ranks: units, contracts of all parts, the repository's own rules
 	$(PYTEST) $(PARALLEL) tests/test_tiny.py tests/unit tests/contracts tests/repository
+
+lowbit: $(VENV)/.lowbit ## fp8 and 8-bit optimizers, by an extra package
+	PYTHONPATH=$(VENV)/lowbit $(PYTEST) tests/lowbit
 
 ranks: setup-test ## several gloo ranks
 	$(PYTEST) tests/ranks

@@ -188,6 +188,7 @@ class Run(Settings):
         """
         self.engine.check_world(world)  # first and alone: what follows depends on how the engine divides the ranks
         self.engine.check_precision(self.precision)
+        self.optimizer.check()
         mistakes = self._optimizer_mistakes(world)
         data_ranks = self.engine.data_ranks(world)
         ranks = f"{world} ranks" if data_ranks == world else f"{data_ranks} data ranks (of {world} ranks, {world // data_ranks} each)"

@@ -48,6 +48,13 @@ class Optimizer(Part, ABC):
     """Also keep an exponential moving average of the weights: average = this × average + (1 − this) × weights after each step. It is saved
     in checkpoints and evaluated with `clipscale eval --average`."""
 
+    def check(self) -> None:
+        """Refuse what cannot be made here.
+
+        Raises:
+            MissingPackage: names the package.
+        """
+
     def build(
         self, parameters: Iterable[tuple[str, nn.Parameter]], *, places: Mapping[str, Place] | None = None, fused: bool
     ) -> torch.optim.Optimizer:

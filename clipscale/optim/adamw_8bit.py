@@ -30,14 +30,13 @@ class AdamW8bit(Optimizer):
     """Of the first and second moment's moving averages."""
     eps: float = Field(default=1e-6, gt=0)
 
-    def make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:  # noqa: ARG002
-        """Two moments a parameter.
-
-        Raises:
-            MissingPackage: torchao is not installed.
-        """
+    def check(self) -> None:
+        """torchao must be there."""
         if importlib.util.find_spec("torchao") is None:
             raise MissingPackage("optimizer 'adamw_8bit' needs the package: pip install --constraint constraints.txt 'clipscale[lowbit]'")
+
+    def make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:  # noqa: ARG002
+        """Two moments a parameter."""
         return _Coded(groups, self)
 
     def plain(self, state: Tensor) -> Tensor:

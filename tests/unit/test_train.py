@@ -19,7 +19,7 @@ from clipscale.config import Run, validate
 from clipscale.data.sources import Source
 from clipscale.data.sources.shards import Shards
 from clipscale.data.stream import training_batches
-from clipscale.errors import ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
+from clipscale.errors import ConfigError, ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
 from clipscale.metrics import read_json_lines
 from clipscale.model import prepare
 from clipscale.parallel.mesh import Mesh
@@ -279,3 +279,16 @@ def test_every_step_and_micro_batch_draws_its_own_random_numbers_and_the_same_on
     places = [(step, micro_batch) for step in (1, 2, 3) for micro_batch in (0, 1)]
     assert len({draw(*place) for place in places}) == len(places)
     assert draw(2, 1) == draw(2, 1)
+
+
+def test_fp8_is_refused_where_it_cannot_be(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    run = make(tmp_path, data, precision="fp8")
+    with pytest.raises(ConfigError, match=r"compute capability 8\.9 .* or above; this device has none, it is a CPU; set bf16"):
+        train.train(run, MESH)
+    assert not run.run_folder.exists()
+    for engine, message in (
+        ({"name": "deepspeed"}, "engine 'deepspeed' trains in fp32, bf16 and fp16"),
+        ({"name": "fsdp2", "tensor_ranks": 2}, r"fp8 does not go with engine\.tensor_ranks above 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(tmp_path, data, precision="fp8", engine=engine).check_world(2)

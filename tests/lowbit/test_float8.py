@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
-from tiny import tiny_run, write_squares
 from torch import nn
 
-from clipscale import train
-from clipscale.config import Run, validate
-from clipscale.errors import ConfigError
 from clipscale.model import build_encoders
-from clipscale.parallel.mesh import Mesh
 from clipscale.towers import Tower
 from clipscale.towers._float8 import use_float8
 from clipscale.towers._module import TowerModule
@@ -48,17 +40,3 @@ def test_attention_with_packed_weights_and_odd_sides_stay_as_they_are() -> None:
     assert use_float8(vit, emulate=True) == 2 * blocks
     assert all(type(block.attn) is nn.MultiheadAttention for block in vit.blocks())
     assert use_float8(tower(**{**SPEECH, "width": 24}), emulate=True) == 0
-
-
-def test_fp8_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
-    data = write_squares(tmp_path, samples=12)
-    run = validate(Run, tiny_run(tmp_path, data, precision="fp8"))
-    with pytest.raises(ConfigError, match=r"compute capability 8\.9 .* or above; this device has none, it is a CPU; set bf16"):
-        train.train(run, Mesh.single())
-    assert not run.run_folder.exists()
-    for engine, message in (
-        ({"name": "deepspeed"}, "engine 'deepspeed' trains in fp32, bf16 and fp16"),
-        ({"name": "fsdp2", "tensor_ranks": 2}, r"fp8 does not go with engine\.tensor_ranks above 1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            validate(Run, tiny_run(tmp_path, data, precision="fp8", engine=engine)).check_world(2)
