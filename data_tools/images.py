@@ -32,6 +32,7 @@ _STORED_FORMATS = ["JPEG", "PNG", "WEBP"]
 _JPEG_SPACES = {"Gray": "GRAY", "GRAY": "GRAY", "YCbCr": "RGB", "YCBCR": "RGB", "RGB": "RGB"}
 _EXIF = {"jpg": b"Exif\0\0", "png": b"eXIf", "webp": b"EXIF"}
 _EXIF_REACH = 1 << 17  # EXIF is at most 64 kB, and stands before or after the pixels
+_START_OF_SCAN = b"\xda"
 _OTHER_FORMATS = ["BMP", "GIF", "TIFF", "AVIF"]  # stored as PNG; never formats that run programs or read other files
 _ENDS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 
@@ -121,12 +122,22 @@ def _open(data: bytes) -> ImageFile:
 
 def _turn(data: bytes, suffix: str) -> Image.Transpose | None:
     """What turns the image upright; None when it is."""
-    if _EXIF[suffix] not in data[:_EXIF_REACH] and (suffix == "jpg" or _EXIF[suffix] not in data[-_EXIF_REACH:]):
+    if _EXIF[suffix] not in _before_the_pixels(data, suffix) and (suffix == "jpg" or _EXIF[suffix] not in data[-_EXIF_REACH:]):
         return None
     header = _open(data)
     if header.format == "PNG" and "exif" not in header.info:
         return None  # Pillow would decode it all to look for more
     return _TURNS.get(header.getexif().get(_EXIF_ORIENTATION, 1))
+
+
+def _before_the_pixels(data: bytes, suffix: str) -> bytes:
+    """Where EXIF may stand at the beginning; of a JPEG only its segments, since looking through pixels takes as long as hashing them."""
+    place = 2
+    while suffix == "jpg" and data[place : place + 1] == b"\xff":
+        if data[place + 1 : place + 2] == _START_OF_SCAN:
+            return data[: min(place, _EXIF_REACH)]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data[:_EXIF_REACH]  # not a JPEG, or one whose segments do not follow each other
 
 
 def _is_stored_format(data: bytes) -> bool:

@@ -199,5 +199,9 @@ def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int
 
 def clean_captions(captions: Sequence[str]) -> list[str]:
     """Captions with single spaces and no control characters; empty ones and repetitions are dropped."""
-    cleaned = (" ".join("".join(char if char >= " " else " " for char in caption).split()) for caption in captions)
+    cleaned = (" ".join(_without_controls(caption).split()) for caption in captions)
     return list(dict.fromkeys(caption for caption in cleaned if caption))
+
+
+def _without_controls(text: str) -> str:
+    return text if text.isprintable() else "".join(char if char >= " " else " " for char in text)

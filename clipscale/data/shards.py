@@ -21,7 +21,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,8 @@ from clipscale.errors import DataError, ShardError
 
 _BLOCK = 512
 _END = 20 * _BLOCK  # tars end with zeros up to a multiple of this
+_WORTH_JOINING = 1 << 16  # bytes: copying so many takes no longer than hashing and writing small parts one by one
+_WRITTEN_AT_ONCE = 1 << 20  # bytes; several samples
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ShardWriter:
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
         self._position = 0
-        self._file = self._temporary.open("wb")
+        self._file = self._temporary.open("wb", buffering=_WRITTEN_AT_ONCE)
 
     def write(
         self,
@@ -96,21 +98,14 @@ class ShardWriter:
         self._check(key, captions, image, speech)
         row = media_columns(image, speech)
         fields = {**(record or {}), "captions": list(captions)}
-        members = {
-            "image": (row["image_suffix"], image),
-            "speech": (row["speech_suffix"], speech),
-            "text": ("txt", captions[0].encode()),
-            "record": ("json", json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()),
-        }
-        start, crc32 = self._position, 0
-        for member, (suffix, data) in members.items():
-            if data is not None:
-                crc32 = self._append(f"{key}.{suffix}", data, crc32)
-                row |= {f"{member}_offset": self._position - _padded(len(data)), f"{member}_bytes": len(data)}
-        self._keys.add(key)
-        self._rows.append(
-            {**row, "key": key, "offset": start, "bytes": self._position - start, "crc32": crc32, "captions": len(captions), "status": "ok"}
+        text = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        members = (
+            ("image", row["image_suffix"], image),
+            ("speech", row["speech_suffix"], speech),
+            ("text", "txt", captions[0].encode()),
+            ("record", "json", text.encode()),
         )
+        self._append(key, {**row, "captions": len(captions), "status": "ok"}, members)
 
     def copy(self, key: str, row: Mapping[str, Any], data: bytes) -> None:
         """Append a sample of another shard under this key, its members byte for byte.
@@ -123,16 +118,12 @@ class ShardWriter:
             DataError: a key that is not allowed or comes twice.
         """
         self._check_key(key)
-        new = {name: row[name] for name in SIDECAR.names}
         suffixes = {"image": row["image_suffix"], "speech": row["speech_suffix"], "text": "txt", "record": "json"}
-        start, crc32 = self._position, 0
+        members = []
         for member, suffix in suffixes.items():
             begin, size = int(row[f"{member}_offset"]) - int(row["offset"]), int(row[f"{member}_bytes"])
-            if size:
-                crc32 = self._append(f"{key}.{suffix}", data[begin : begin + size], crc32)
-                new[f"{member}_offset"] = self._position - _padded(size)
-        self._keys.add(key)
-        self._rows.append({**new, "key": key, "offset": start, "bytes": self._position - start, "crc32": crc32})
+            members.append((member, suffix, data[begin : begin + size] if size else None))
+        self._append(key, {name: row[name] for name in SIDECAR.names}, members)
 
     def _check_key(self, key: str) -> None:
         if not KEY.fullmatch(key):
@@ -147,11 +138,21 @@ class ShardWriter:
         if image is None and speech is None:
             raise DataError(f"sample '{key}' has neither an image nor speech")
 
-    def _append(self, name: str, data: bytes, crc32: int) -> int:
-        for part in (_header(name, len(data)), data, b"\0" * (_padded(len(data)) - len(data))):
+    def _append(self, key: str, row: dict[str, Any], members: Iterable[tuple[str, str, bytes | None]]) -> None:
+        """Append a sample: `row` without its places, and members as (name in the sidecar, suffix, bytes)."""
+        parts, end = list[bytes](), self._position
+        for member, suffix, data in members:
+            if data is not None:
+                size = len(data)
+                parts += (_header(f"{key}.{suffix}", size), data, b"\0" * (-size % _BLOCK))
+                row[f"{member}_offset"], row[f"{member}_bytes"] = end + _BLOCK, size
+                end += _BLOCK + _padded(size)
+        start, crc32 = self._position, 0
+        for part in [b"".join(parts)] if end - start < _WORTH_JOINING else parts:
             self._put(part)
             crc32 = zlib.crc32(part, crc32)
-        return crc32
+        self._keys.add(key)
+        self._rows.append({**row, "key": key, "offset": start, "bytes": end - start, "crc32": crc32})
 
     def _put(self, data: bytes) -> None:
         self._file.write(data)
@@ -205,14 +206,23 @@ def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
+_NO_MEDIA: dict[str, Any] = {name: 0 for name in SIDECAR.names if name.endswith(("_offset", "_bytes"))} | {
+    "width": 0,
+    "height": 0,
+    "image_suffix": "",
+    "frames": 0,
+    "sample_rate": 0,
+    "speech_suffix": "",
+}
+
+
 def media_columns(image: bytes | None, speech: bytes | None) -> dict[str, Any]:
     """A sidecar's columns for these media, as their headers tell; where they lie is zero.
 
     Raises:
         ShardError: a medium that is not what the format holds, or whose header is damaged.
     """
-    row: dict[str, Any] = {name: 0 for name in SIDECAR.names if name.endswith(("_offset", "_bytes"))}
-    row |= {"width": 0, "height": 0, "image_suffix": "", "frames": 0, "sample_rate": 0, "speech_suffix": ""}
+    row = _NO_MEDIA.copy()
     if image is not None:
         width, height = image_size(image)
         row |= {"width": width, "height": height, "image_suffix": image_suffix(image)}

@@ -61,6 +61,16 @@ def test_photos_that_lie_on_their_side_are_turned_upright(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "before", [b"\xff\xfe\xea\x60" + bytes(59_998), b"\xff\xff\xfe\x00\x04\xff\xda"], ids=["long comment", "fill byte"]
+)
+def test_orientation_is_found_behind_whatever_else_a_jpeg_begins_with(before: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(halves((64, 48)), "JPEG", exif=exif)
+    assert decoded(pack_image(data[:2] + before + data[2:], Packing())).size == (48, 64)
+
+
+@pytest.mark.parametrize(
     ("resize", "size", "became"),
     [
         ("longer:100", (300, 200), (100, 67)),
