@@ -77,8 +77,8 @@ class MicroBatch:
         found = (
             "the whole share of a rank in one graph" if self.rows is None else f"{self._rows} row{'s' if self._rows > 1 else ''} at a time"
         )
-        used = f"{self._fitting[-1][1] / GIB:.2f}" if self._fitting else "more than all"
-        return f"{found}: {used} of {self._limit / GIB:.2f} GiB"
+        limit = f"{self._limit / GIB:.2f} GiB"
+        return f"{found}: {self._fitting[-1][1] / GIB:.2f} of {limit}" if self._fitting else f"{found}, and still above the {limit} it may use"
 
     def state(self) -> dict[str, Any]:
         """For checkpoints: what was found, and for which share and limit."""
