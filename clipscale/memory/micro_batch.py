@@ -7,6 +7,7 @@ gradients do not depend on the micro-batch.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,7 @@ class MicroBatch:
         """Take note of a step's peak memory, in bytes, on the rank where it was most; tells when the search is over, else ''."""
         if self._settled:
             return ""
+        _give_back()
         self._steps += 1
         if self._steps == 1:  # the optimizer's state was made after its peak
             return ""
@@ -78,7 +80,9 @@ class MicroBatch:
             "the whole share of a rank in one graph" if self.rows is None else f"{self._rows} row{'s' if self._rows > 1 else ''} at a time"
         )
         limit = f"{self._limit / GIB:.2f} GiB"
-        return f"{found}: {self._fitting[-1][1] / GIB:.2f} of {limit}" if self._fitting else f"{found}, and still above the {limit} it may use"
+        if not self._fitting:
+            return f"{found}, and still above the {limit} it may use"
+        return f"{found}: {self._fitting[-1][1] / GIB:.2f} of {limit}"
 
     def state(self) -> dict[str, Any]:
         """For checkpoints: what was found, and for which share and limit."""
@@ -96,6 +100,13 @@ class MicroBatch:
             return
         self._rows, self._settled, self._steps = state["rows"], state["settled"], state["steps"]
         self._fitting = [(rows, peak) for rows, peak in state["fitting"]]
+
+
+def _give_back() -> None:
+    """Let glibc's malloc return what was freed, so that a large step does not count against the smaller one that follows it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_limit(memory_gb: float | None, mesh: Mesh) -> int:
