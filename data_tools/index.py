@@ -16,7 +16,7 @@ import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import fsspec
 import pyarrow
+import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
 from clipscale.data.foreign_tars import Contents, Group, group_headers, read_contents
@@ -114,15 +115,17 @@ def index(
         damaged_tars: `keep` takes the samples before a tar's damage, except the last.
 
     Raises:
-        DataError: there are no tars, one cannot be used under its name, or the sidecars cannot be written; nothing was written.
+        DataError: there are no tars, one cannot be used under its name, or the sidecars cannot be written or would take the place of
+            others' files; nothing was written.
         RunError: a tar is damaged, too many samples are left out, or a tar cannot be fetched; whole sidecars stay, and there is no index.
     """
     output = open_output(sidecars or tars)
     found = _tars(tars)
     try:
         with output.claimed(None):
-            _clear(output)
             known = _known(output)
+            _check_foreign(output, tars, found.keys() - known.keys())
+            _clear(output)
             jobs = [_Job(tars, name, size, identity, known.get(name, ()), output, damaged_tars) for name, (size, identity) in found.items()]
             results = sorted(_run(jobs, workers, show), key=lambda result: result.job.name)
             return _finish(output, tars, results, max_bad)
@@ -186,6 +189,25 @@ def _known(output: Output) -> Known:
     except (ValueError, AttributeError):
         return {}  # damaged: everything is read again
     return known
+
+
+def _check_foreign(output: Output, tars: str, names: Collection[str]) -> None:
+    """img2dataset writes NNNNN.parquet beside its tars, with addresses that are nowhere else: not ours to write over."""
+    there = sorted({f"{name}.parquet" for name in names} & output.sizes().keys())
+    foreign = [name for name in there if not _is_sidecar(output.read(name) or b"")]
+    if foreign:
+        raise DataError(
+            f"{output.url}: {len(foreign)} files of others have the names of sidecars, first {foreign[0]} (img2dataset writes such files); "
+            f"they stay. Put the sidecars elsewhere: clipscale-shards index {tars} --sidecars {Path(tars).name or 'my'}-sidecars"
+        )
+
+
+def _is_sidecar(data: bytes) -> bool:
+    try:
+        schema: pyarrow.Schema = pyarrow.parquet.read_schema(pyarrow.BufferReader(data))
+    except (OSError, pyarrow.ArrowException):
+        return False
+    return set(SIDECAR.names) <= set(schema.names)
 
 
 def _run(jobs: list[_Job], workers: int | None, show: Callable[[Progress, int], None] | None) -> Iterator[_Result]:

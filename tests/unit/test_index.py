@@ -217,6 +217,24 @@ def test_a_lost_index_of_a_data_set_of_ours_comes_back_byte_for_byte(tmp_path: P
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.parametrize("foreign", ["table", "other"])
+def test_files_of_others_that_are_called_as_sidecars_are_stay(foreign: str, tmp_path: Path) -> None:
+    """img2dataset writes 00001.parquet beside 00001.tar."""
+    folder = plain(tmp_path / "tars")
+    theirs = folder / "00001.parquet"
+    if foreign == "table":
+        pyarrow.parquet.write_table(pyarrow.table({"url": ["http://x/1.jpg"], "key": ["0004"]}), theirs)
+    else:
+        theirs.write_bytes(b"notes")
+    before = contents(folder)
+    with pytest.raises(DataError, match=r"1 files of others .* first 00001\.parquet .* index \S+tars --sidecars tars-sidecars"):
+        index(str(folder), workers=1)
+    assert contents(folder) == before
+    index(str(folder), str(tmp_path / "tars-sidecars"), workers=1)
+    assert contents(folder) == before
+    assert len(open_dataset(tmp_path / "tars-sidecars", tars=str(folder)).shards) == 3
+
+
 def test_a_killed_index_is_whole_or_not_there_and_goes_on(tmp_path: Path) -> None:
     folder = plain(tmp_path / "tars", tars=12, size=60)
     command = [sys.executable, "-m", "data_tools", "index", str(folder), "--workers", "2"]
