@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -160,7 +161,7 @@ def _to_png(data: bytes) -> bytes:
 
 
 def _decoded(data: bytes, suffix: str, target: tuple[int, int] | None) -> Image.Image:
-    """The picture; a JPEG that is shrunk to `target` may come at 1/2, 1/4 or 1/8 of its size, still at least twice that large."""
+    """The picture; a JPEG that is shrunk to `target` in that size, or a little larger."""
     if suffix == "jpg":
         _check_end(data, suffix)
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -168,8 +169,16 @@ def _decoded(data: bytes, suffix: str, target: tuple[int, int] | None) -> Image.
             goal = (width, height) if target is None else target
             least = {"min_height": _reduced(height, 2 * goal[1]), "min_width": _reduced(width, 2 * goal[0])}
             pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_SPACES[space], **least)
-            return Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
+            return Image.fromarray(_shrunk(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels, goal))
     return _open(data)
+
+
+def _shrunk(pixels: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    if pixels.shape[1::-1] == size:
+        return pixels
+    from data_tools import shrinking  # OpenCV is loaded only where something shrinks
+
+    return shrinking.shrink(pixels, size) if shrinking.shrinks(pixels.shape[1::-1], size) else pixels
 
 
 def _reduced(side: int, least: int) -> int:
