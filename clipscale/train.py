@@ -1,8 +1,8 @@
 """The training loop, in the order it happens.
 
 A step takes one global batch of every pair kind that is due, encodes them in one graph, takes each kind's exact loss over
-all ranks, and updates the weights once. What a step does depends only on (settings, seed, step, world): the random
-state is seeded from (seed, step, rank), the data from (seed, batches taken), so a resumed run repeats the run nobody stopped.
+all ranks, and updates the weights once (training_step.py). What a step does depends only on (settings, seed, step, world), the
+data on (seed, batches taken), so a resumed run repeats the run nobody stopped.
 """
 
 from __future__ import annotations
@@ -14,25 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from clipscale import checkpoint, run_folder
 from clipscale.config import PairKind, Run, to_yaml
-from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
 from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
 from clipscale.data.stream import TrainingStream, check_sources, resume_batches
 from clipscale.data.tally import Tally
 from clipscale.engines import Stepped, Trainable
-from clipscale.errors import ContrastError, NonFiniteLoss
-from clipscale.inputs import Modality
 from clipscale.logbook import Logbook
 from clipscale.memory.exhaustion import explaining
-from clipscale.memory.grad_cache import cached_backward
 from clipscale.memory.micro_batch import MicroBatch, memory_limit
 from clipscale.metrics import check_packages
-from clipscale.model import Encoders, KindOutput, Prepared, PreparedKinds, prepare
+from clipscale.model import Encoders
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import phase, timing
@@ -40,6 +33,7 @@ from clipscale.progress import Progress
 from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
 from clipscale.signals import StopSignals
 from clipscale.throughput import Meter, StepTimes
+from clipscale.training_step import Losses, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -110,6 +104,7 @@ class _Training:
         self.meter = Meter(run, model, mesh)
         use_precision(run, model)
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=differ)
+        self.training_step = TrainingStep(run, self.trainable, mesh, self.data_mesh, feed=self.meter.feed)
         saved = self._resume()
         with raised_together(mesh):
             places = saved.state["data"] if saved else {}
@@ -220,75 +215,13 @@ class _Training:
 
     def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
         """One update of the weights; returns the step's line in metrics.jsonl."""
-        run = self.run
-        lr = run.optimizer.lr * run.schedule.fraction(self.step, steps=run.steps)
-        rows = {name: batch.rows() for name, batch in batches.items()}
-        self.meter.feed(rows)
-
-        def contrast(outputs: dict[str, KindOutput]) -> tuple[Tensor, dict[str, tuple[KindOutput, ContrastOutput]]]:
-            losses = {name: (output, self._contrast(name, output, batches[name])) for name, output in outputs.items()}
-            total = torch.stack([run.pair_kinds[name].loss_weight * loss.loss for name, (_, loss) in losses.items()]).sum()
-            if not math.isfinite(float(total.detach())):
-                raise NonFiniteLoss(
-                    f"the loss is {float(total.detach())} at step {self.step}; the last checkpoint is from before: lower the learning rate"
-                )
-            return total, losses
-
-        if self.micro_batch.rows is None:
-            self._seed(0)
-            with phase("encode"):
-                outputs = self.trainable.encode(self._prepare(rows))
-            with phase("contrast"):
-                total, losses = contrast(outputs)
-            with phase("backward"):
-                self.trainable.backward(total)
-        else:
-            size = self.micro_batch.rows
-            losses = cached_backward(self.trainable, rows, contrast, micro_batch=size, seed=self._seed, prepare=self._prepare)
-        with phase("optimizer"):
-            stepped = self.trainable.step(lr=lr)
-        if not (math.isfinite(stepped.norm) or stepped.skipped):
-            raise NonFiniteLoss(
-                f"the gradient's norm is {stepped.norm} at step {self.step}; the weights were not changed: lower the learning rate"
-            )
+        lr = self.run.optimizer.lr * self.run.schedule.fraction(self.step, steps=self.run.steps)
+        losses, stepped = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows)
         return self._record(losses, lr=lr, stepped=stepped)
-
-    def _prepare(self, rows: PreparedKinds) -> PreparedKinds:
-        """Rows as read to what the towers are fed: on the device, augmented, normalised, log-mel."""
-        inputs = self.trainable.model.inputs()
-        augments = {"image": self.run.augment.image, "speech": self.run.augment.speech}
-
-        def fed(modality: Modality, tensors: Prepared) -> Prepared:
-            placed = {name: tensor.to(self.mesh.device, non_blocking=True) for name, tensor in tensors.items()}
-            seeds = placed.pop("seeds")
-            return prepare(modality, inputs[modality], placed, augment=augments.get(modality), seeds=seeds)
-
-        with phase("prepare"):
-            return {kind: {name: fed(name, tensors) for name, tensors in modalities.items()} for kind, modalities in rows.items()}
-
-    def _contrast(self, name: str, output: KindOutput, batch: Batch) -> ContrastOutput:
-        """The exact loss of one pair kind over the valid pairs of all ranks."""
-
-        def valid(tensor: Tensor | None) -> Tensor | None:
-            return tensor if tensor is None or not batch.bad else tensor[batch.valid.to(tensor.device)]
-
-        x, y, ids = valid(output.x), valid(output.y), valid(batch.caption_ids.to(self.mesh.device))
-        assert x is not None
-        assert y is not None
-        pairs = Pairs(x=x, y=y, guide_x=valid(output.guide_x), guide_y=valid(output.guide_y), ids=ids)
-        objective = self.run.pair_kinds[name].objective
-        try:
-            return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.data_mesh)
-        except ContrastError as error:
-            raise ContrastError(f"step {self.step}, {name}: {error}; the last checkpoint is from before") from error
-
-    def _seed(self, micro_batch: int) -> None:
-        """The random state of this step: dropout and its kin depend on nothing else."""
-        torch.manual_seed((self.run.seed * 1_000_003 + self.step) * 65_537 + self.data_mesh.rank * 4_099 + micro_batch)
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
-    def _record(self, losses: dict[str, tuple[KindOutput, ContrastOutput]], *, lr: float, stepped: Stepped) -> dict[str, object]:
+    def _record(self, losses: Losses, *, lr: float, stepped: Stepped) -> dict[str, object]:
         kinds: dict[str, dict[str, Any]] = {}
         for name, (output, result) in losses.items():
             bias = {} if output.bias is None else {"bias": float(output.bias.detach())}

@@ -270,10 +270,11 @@ def test_bf16_towers_keep_loss_and_temperature_in_fp32(tmp_path: Path, data: tup
 
 def test_every_step_and_micro_batch_draws_its_own_random_numbers_and_the_same_ones_again(tmp_path: Path, data: tuple[Path, Path]) -> None:
     training = train._Training(make(tmp_path, data), MESH)
+    training.start()
+    training.closing.close()
 
     def draw(step: int, micro_batch: int) -> tuple[float, ...]:
-        training.step = step
-        training._seed(micro_batch)
+        training.training_step.seed(step, micro_batch)
         return tuple(torch.rand(4).tolist())
 
     places = [(step, micro_batch) for step in (1, 2, 3) for micro_batch in (0, 1)]
