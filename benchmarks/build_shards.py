@@ -3,8 +3,10 @@
     python benchmarks/build_shards.py --peer PYTHON      PYTHON has img2dataset 1.47; without it that part is left out, and said so
 
 Photographs of about 500 × 375 pixels, made here. img2dataset gets them from a server on loopback, a process whose time is not counted;
-processor time is that of the whole command, and of a further image: a run of all images minus one of a quarter of them. Rounds are
-interleaved and the smallest is taken. Printed as JSON.
+processor time is that of the whole command, and of a further image: a run of all images minus one of a quarter of them. What a core can
+do at all is measured beside it: read, hash and write the same files in a bare loop, as often as the format hashes them, the sample and its
+shard. The same photographs with a shorter side of 256, as large sets have them, are packed as they are too. Rounds are interleaved and the
+smallest is taken. Printed as JSON.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from clipscale.data.media import MAX_PIXELS, MAX_SIDE
 from clipscale.data.shards import image_size, image_suffix
 from clipscale.errors import ShardError
 from data_tools.packing import BadRow, Packing
+from data_tools.resizing import Resize
+
+Pixels = np.ndarray[Any, Any]
 
 _QUALITY = 95
 _EXIF_ORIENTATION = 0x0112
@@ -67,12 +70,22 @@ def _pack(data: bytes, packing: Packing) -> bytes:
     if turn is None and resize is None and wanted == suffix and not again:
         _check(data, suffix, packing)
         return data
-    picture = _decoded(data, suffix, resize.scaled(size) if resize and turn is None else None)
+    return _changed(data, suffix, wanted, turn, resize, packing.quality or _QUALITY)
+
+
+def _changed(data: bytes, suffix: str, wanted: str, turn: Image.Transpose | None, resize: Resize | None, quality: int) -> bytes:
+    """The image turned and resized, as `wanted`; a JPEG that is only resized without Pillow, whose copies take as long as the shrinking."""
+    size = image_size(data)
+    target = resize.scaled(size) if resize and turn is None else size
+    pixels = _jpeg_pixels(data, target) if suffix == "jpg" else None
+    if pixels is not None and wanted == "jpg" and turn is None and pixels.shape[1::-1] == target and (not resize or resize.makes(target)):
+        return _encode_pixels(pixels, quality)
+    picture = _open(data) if pixels is None else Image.fromarray(pixels)
     if turn is not None:
         picture = picture.transpose(turn)
     if resize:
-        picture = resize.finish(_scaled(picture, resize.scaled(upright)))
-    return _encode(picture, wanted, packing.quality or _QUALITY)
+        picture = resize.finish(_scaled(picture, resize.scaled(size[::-1] if turn in _ONTO_ITS_SIDE else size)))
+    return _encode(picture, wanted, quality)
 
 
 def _check_limits(size: tuple[int, int], packing: Packing) -> None:
@@ -160,20 +173,18 @@ def _to_png(data: bytes) -> bytes:
     return _encode(ImageOps.exif_transpose(picture), "png")
 
 
-def _decoded(data: bytes, suffix: str, target: tuple[int, int] | None) -> Image.Image:
-    """The picture; a JPEG that is shrunk to `target` in that size, or a little larger."""
-    if suffix == "jpg":
-        _check_end(data, suffix)
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if space in _JPEG_SPACES:
-            goal = (width, height) if target is None else target
-            least = {"min_height": _reduced(height, 2 * goal[1]), "min_width": _reduced(width, 2 * goal[0])}
-            pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_SPACES[space], **least)
-            return Image.fromarray(_shrunk(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels, goal))
-    return _open(data)
+def _jpeg_pixels(data: bytes, size: tuple[int, int]) -> Pixels | None:
+    """A JPEG's pixels, shrunk to `size` or near it; None for colour spaces that Pillow must convert."""
+    _check_end(data, "jpg")
+    height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    if space not in _JPEG_SPACES:
+        return None
+    least = {"min_height": _reduced(height, 2 * size[1]), "min_width": _reduced(width, 2 * size[0])}
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace=_JPEG_SPACES[space], **least)
+    return _shrunk(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels, size)
 
 
-def _shrunk(pixels: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+def _shrunk(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if pixels.shape[1::-1] == size:
         return pixels
     from data_tools import shrinking  # OpenCV is loaded only where something shrinks
@@ -231,7 +242,11 @@ def _encode_jpeg(picture: Image.Image, quality: int) -> bytes:
     if picture.mode == "RGBA":
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture).convert("RGB")
-    pixels = np.ascontiguousarray(np.atleast_3d(np.asarray(picture)))
+    return _encode_pixels(np.asarray(picture), quality)
+
+
+def _encode_pixels(pixels: Pixels, quality: int) -> bytes:
+    pixels = np.ascontiguousarray(np.atleast_3d(pixels))
     grey = pixels.shape[2] == 1
     data: bytes = simplejpeg.encode_jpeg(
         pixels, quality=quality, colorspace="GRAY" if grey else "RGB", colorsubsampling="Gray" if grey else "420"

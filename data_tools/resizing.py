@@ -54,11 +54,15 @@ class Resize:
 
     def changes(self, size: tuple[int, int]) -> bool:
         """Whether a picture of this size becomes another."""
-        return self.scaled(size) != size or (self.mode in ("crop", "border") and size != (self.width, self.height))
+        return self.scaled(size) != size or not self.makes(size)
+
+    def makes(self, size: tuple[int, int]) -> bool:
+        """Whether a scaled picture of this size needs nothing cut off and nothing around it."""
+        return self.mode not in ("crop", "border") or size == (self.width, self.height)
 
     def finish(self, picture: Image.Image) -> Image.Image:
         """Cut the middle out of a scaled picture, or put a border around it."""
-        if self.mode not in ("crop", "border") or picture.size == (self.width, self.height):
+        if self.makes(picture.size):
             return picture
         left, top = (self.width - picture.width) // 2, (self.height - picture.height) // 2
         if self.mode == "crop":
