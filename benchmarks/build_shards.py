@@ -3,10 +3,10 @@
     python benchmarks/build_shards.py --peer PYTHON      PYTHON has img2dataset 1.47; without it that part is left out, and said so
 
 Photographs of about 500 × 375 pixels, made here. img2dataset gets them from a server on loopback, a process whose time is not counted;
-processor time is that of the whole command, and of a further image: a run of all images minus one of a quarter of them. What a core can
-do at all is measured beside it: read, hash and write the same files in a bare loop, as often as the format hashes them, the sample and its
-shard. The same photographs with a shorter side of 256, as large sets have them, are packed as they are too. Rounds are interleaved and the
-smallest is taken. Printed as JSON.
+processor time is that of the whole command, and of a further image: a run of all images minus one of a quarter of them. Packing them as
+they are, and the same with a shorter side of 256 as large sets have them, is measured without starting a command too, beside what a core
+can do at all: a bare loop that reads, hashes and writes the same files, hashing each twice, since the format names the sha256 of samples
+and of shards. Rounds are interleaved and the smallest is taken. Printed as JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_tools.build import build
+from data_tools.packing import Packing
+from data_tools.plan import write_plan
+from data_tools.rows import open_rows
+
 _DIFFERENT = 64  # photographs; the others are copies of them
+_AS_THEY_ARE = Packing(samples_per_shard=1_000, check_images="header")
 _SERVER = """
 import http.server, sys
 from functools import partial
@@ -81,26 +87,36 @@ def _measure(place: Path, number: int, rounds: int, peer: str | None) -> dict[st
             peer, str(place / "peer.py"), f"{folder}.txt", str(place / "out"), "keep_ratio", "256",
         ]  # fmt: skip
     seconds = {name: {"all": [], "quarter": []} for name in runs}
-    walls, copies, hashes = [], [], []
+    _smaller(place / "all", place / "small")
+    alone = {folder: {"build": [], "plan": [], "bare loop": []} for folder in ("all", "small")}
+    walls, copies = [], []
     try:
         for _ in range(rounds):
             for name, command in runs.items():
                 for folder in ("all", "quarter"):
-                    cpu, wall = _timed(command(place / folder), place / "out")
-                    seconds[name][folder].append(cpu)
-                    if (name, folder) == ("pass-through", "all"):
-                        walls.append(wall)
+                    seconds[name][folder].append(_timed(command(place / folder), place / "out"))
+            os.sync()
+            walls.append(_wall_time(lambda: _pack(place / "all", place / "packed")))
             copies.append(_copy(place / "all", place / "copy"))
-            hashes.append(_hash(place / "all"))
+            for folder, times in alone.items():
+                times["build"].append(_processor_time(lambda folder=folder: _pack(place / folder, place / "packed")))
+                times["plan"].append(_processor_time(lambda folder=folder: _plan(place / folder, place / "plan")))
+                times["bare loop"].append(_processor_time(lambda folder=folder: _bare(place / folder, place / "bare")))
     finally:
         if server:
             server.kill()
             server.wait()
-    return _result(number, bytes_of_all, seconds, min(walls), min(copies), number / min(hashes), peer)
+    return _result(number, bytes_of_all, seconds, min(walls), min(copies), alone, peer)
 
 
 def _result(
-    number: int, bytes_of_all: int, seconds: dict[str, dict[str, list[float]]], wall: float, copy: float, hashing: float, peer: str | None
+    number: int,
+    bytes_of_all: int,
+    seconds: dict[str, dict[str, list[float]]],
+    wall: float,
+    copy: float,
+    alone: dict[str, dict[str, list[float]]],
+    peer: str | None,
 ) -> dict[str, Any]:
     whole = {name: number / min(times["all"]) for name, times in seconds.items()}
     further = {name: (number - number // 4) / max(1e-9, min(times["all"]) - min(times["quarter"])) for name, times in seconds.items()}
@@ -109,16 +125,26 @@ def _result(
         "megabytes": round(bytes_of_all / 1e6, 1),
         "images a second of processor time, whole command": {name: round(rate) for name, rate in whole.items()},
         "images a second of processor time, further images": {name: round(rate) for name, rate in further.items()},
-        "pass-through over copying, wall time rates": round(copy / wall, 3),
-        "pass-through, further images, over sha256 of the files alone": round(further["pass-through"] / hashing, 3),
+        "pass-through without starting a command over copying, wall time rates": round(copy / wall, 3),
+        "pass-through without starting a command": {folder: _alone(number, times) for folder, times in alone.items()},
     }
     if peer:
         measured["resize over img2dataset, whole command"] = round(whole["resize"] / whole["img2dataset resize"], 2)
         measured["resize over img2dataset, further images"] = round(further["resize"] / further["img2dataset resize"], 2)
     else:
         measured["img2dataset"] = "not measured: no --peer was given"
-    packages = ("torch", "simplejpeg", "pillow", "pyarrow")
+    packages = ("simplejpeg", "opencv-python-headless", "pillow", "pyarrow")
     return {**measured, "versions": {name: importlib.metadata.version(name) for name in packages}}
+
+
+def _alone(number: int, times: dict[str, list[float]]) -> dict[str, float]:
+    build, plan, bare = (min(times[name]) for name in ("build", "plan", "bare loop"))
+    return {
+        "images a second of processor time": round(number / build),
+        "of its shard jobs, without the plan": round(number / (build - plan)),
+        "of the bare loop": round(number / bare),
+        "shard jobs over the bare loop": round(bare / (build - plan), 2),
+    }
 
 
 def _photographs(folder: Path, number: int) -> int:
@@ -139,6 +165,19 @@ def _photographs(folder: Path, number: int) -> int:
         path.with_suffix(".txt").write_text(f"picture {index}\n")
         total += path.stat().st_size
     return total
+
+
+def _smaller(source: Path, target: Path) -> None:
+    """The photographs with a shorter side of 256, as JPEG of quality 75: about 19 kB."""
+    target.mkdir()
+    for index, path in enumerate(sorted(source.glob("*.jpg"))):
+        if index < _DIFFERENT:
+            picture = Image.open(path)
+            scale = 256 / min(picture.size)
+            picture.resize((round(picture.width * scale), round(picture.height * scale))).save(target / path.name, quality=75)
+        else:
+            shutil.copy(target / f"{index % _DIFFERENT:06d}.jpg", target / path.name)
+        shutil.copy(path.with_suffix(".txt"), target)
 
 
 def _build(folder: Path, output: Path, *options: str) -> list[str]:
@@ -163,35 +202,58 @@ def _serve(folder: Path) -> tuple[subprocess.Popen[str], int]:
     return server, int(server.stdout.readline())
 
 
-def _timed(command: list[str], output: Path) -> tuple[float, float]:
-    """Processor and wall time of a command that makes `output`."""
+def _timed(command: list[str], output: Path) -> float:
+    """Processor time of a command that makes `output`."""
     shutil.rmtree(output, ignore_errors=True)
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode or not list(output.glob("*.tar")):
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _hash(folder: Path) -> float:
-    """Processor time of hashing the photographs, which lie in memory."""
-    files = [path.read_bytes() for path in folder.glob("*.jpg")]
+def _processor_time(work: Callable[[], object]) -> float:
     started = time.process_time()
-    for data in files:
-        hashlib.sha256(data).digest()
+    work()
     return time.process_time() - started
+
+
+def _wall_time(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _pack(folder: Path, output: Path) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    build(open_rows(folder), output, packing=_AS_THEY_ARE, workers=1)
+
+
+def _plan(folder: Path, path: Path) -> None:
+    write_plan(path, open_rows(folder).read(), _AS_THEY_ARE)
+
+
+def _bare(folder: Path, target: Path) -> None:
+    """The least that packing files as they are can be."""
+    whole = hashlib.sha256()
+    with target.open("wb", buffering=1 << 20) as output:
+        for entry in os.scandir(folder):
+            if entry.name.endswith(".jpg"):
+                with Path(entry.path).open("rb", buffering=0) as file:
+                    data = file.readall()
+                hashlib.sha256(data).digest()
+                whole.update(data)
+                output.write(data)
+        os.fsync(output.fileno())
 
 
 def _copy(source: Path, target: Path) -> float:
     """Wall time of copying every file into another folder, as `cp -r` does, and having it on disk."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
-    started = time.perf_counter()
-    shutil.copytree(source, target)
-    os.sync()
-    return time.perf_counter() - started
+    return _wall_time(lambda: (shutil.copytree(source, target), os.sync()))
 
 
 if __name__ == "__main__":
