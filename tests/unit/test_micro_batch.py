@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import tiny_run, write_squares
 
@@ -19,6 +22,7 @@ from clipscale.errors import ConfigError
 from clipscale.memory.micro_batch import MicroBatch
 from clipscale.metrics import read_json_lines
 from clipscale.parallel.mesh import Mesh
+from clipscale.run_model import build_model
 
 GIB = 2**30
 
@@ -74,25 +78,35 @@ def test_a_search_goes_on_from_a_checkpoint_and_begins_anew_for_another_share() 
 
 
 def test_a_run_finds_its_micro_batch_by_its_own_memory_and_remembers_it(tmp_path: Path) -> None:
-    """A tower whose rows take a MiB and more each; the process may grow by 350."""
+    """In a process of its own, where nothing that others freed is left; a resume in another finds it again."""
     data = write_squares(tmp_path, samples=256)
-    image = {"name": "conv_image", "image_size": 16, "channels": [512], "width": 8, "layers": 1}
-    limit = resident() / GIB + 0.35
-    settings = tiny_run(tmp_path, data, micro_batch="auto", memory_gb=limit, steps=11, checkpoints={"every_steps": 11})
-    settings["towers"]["image"] = image
+    settings = tiny_run(tmp_path, data, micro_batch="auto", steps=11, checkpoints={"every_steps": 11})
+    settings["towers"]["image"] = {"name": "conv_image", "image_size": 16, "channels": [512], "width": 8, "layers": 1}
     settings["pair_kinds"]["image_text"]["global_batch"] = 256
-    run = validate(Run, settings)
-    train.train(run, Mesh.single())
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        limit, found = process.apply(train_within, (settings, 0.15))
+    run = validate(Run, {**settings, "memory_gb": limit})
     events = [record for record in read_json_lines(run.run_folder / "events.jsonl") if record["event"] == "micro_batch"]
-    assert len(events) == 1
-    rows = int(events[0]["detail"].split()[0])
     peaks = [max(record["peak_bytes"].values()) for record in read_json_lines(run.run_folder / "timings.jsonl")]
-    assert 16 <= rows < 256
+    assert [event["detail"].split()[0] for event in events] == [str(found)]
+    assert 16 <= found < 256
     assert max(peaks[-3:]) <= limit * GIB
-    again = train._Training(run, Mesh.single())
-    again.start()
-    assert again.micro_batch.rows == rows
-    again.closing.close()
+    resumed = train._Training(run, Mesh.single())
+    resumed.start()
+    resumed.closing.close()
+    assert resumed.micro_batch.rows == found
+
+
+def train_within(settings: dict[str, Any], room_gb: float) -> tuple[float, int | None]:
+    """Train in memory that is `room_gb` above what this process holds; the limit in GiB, and the micro-batch found."""
+    torch.set_num_threads(1)
+    build_model(validate(Run, settings))  # what towers import is not the step's
+    limit = resident() / GIB + room_gb
+    training = train._Training(validate(Run, {**settings, "memory_gb": limit}), Mesh.single())
+    training.start()
+    training.run_to(settings["steps"])
+    training.closing.close()
+    return limit, training.micro_batch.rows
 
 
 def test_auto_needs_a_limit_on_the_cpu_and_a_limit_needs_auto(tmp_path: Path) -> None:
