@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-from clipscale.data.shards import ShardInfo, open_dataset, write_index
+from clipscale.data.shards import ShardInfo, aside, open_dataset, write_index
 from clipscale.errors import DataError, RunError
 from data_tools.output import Output
 from data_tools.packing import LIMITS, Packing
@@ -139,7 +138,7 @@ def write_failed_rows(path: Path, rows: Iterator[Row]) -> bool:
     first = next(rows, None)
     if first is None:
         return False
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = aside(path)
     try:
         write_plan(temporary, chain([first], rows), Packing())
         temporary.replace(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 
 import fsspec
 
+from clipscale.data.shards import aside
 from clipscale.errors import DataError, MissingPackage
 
 WORK = ".build"
@@ -182,10 +184,10 @@ class StoreOutput(Output):
             if protocols & _WHOLE_UPLOADS:
                 store.put_file(str(here), there)
             else:
-                aside = f"{root}/{WORK}/upload-{os.getpid()}-{name.rpartition('/')[2]}"
+                upload = f"{root}/{WORK}/upload-{secrets.randbits(62)}-{name.rpartition('/')[2]}"
                 store.makedirs(f"{root}/{WORK}", exist_ok=True)
-                store.put_file(str(here), aside)
-                store.mv(aside, there)
+                store.put_file(str(here), upload)
+                store.mv(upload, there)
             if name != f"{WORK}/plan.parquet":
                 here.unlink()
 
@@ -282,7 +284,7 @@ def _lock(file: TextIO, how: int, url: str) -> None:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file that stands under its name only when it is whole and on disk."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = aside(path)
     try:
         with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.writelines(f"{line}\n" for line in lines)

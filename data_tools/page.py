@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.ImageFile import ImageFile
 
-from clipscale.data.shards import DatasetIndex, Sample, open_dataset, speech_suffix
+from clipscale.data.shards import DatasetIndex, Sample, aside, open_dataset, speech_suffix
 from clipscale.errors import DataError, ShardError
 from data_tools.describe import Description, Spread, duration
 
@@ -61,7 +60,7 @@ def write_page(description: Description, page: Path, *, num_samples: int) -> Non
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
     )
-    temporary = page.with_name(f".{page.name}.tmp-{os.getpid()}")
+    temporary = aside(page)
     try:
         temporary.write_text(html, "utf-8")
         temporary.replace(page)

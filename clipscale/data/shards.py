@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,7 +74,7 @@ class ShardWriter:
         if not KEY.fullmatch(shard):
             raise DataError(f"shard name '{shard}': only letters, digits, _ and - are allowed, at most 80")
         self._folder, self._shard, self._plan = folder, shard, plan
-        self._temporary = folder / f".{shard}.tar.tmp-{os.getpid()}"
+        self._temporary = aside(folder / f"{shard}.tar")
         self._rows: list[dict[str, Any]] = []
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
@@ -271,13 +272,18 @@ def read_about(folder: Path) -> dict[str, str]:
         return {}
 
 
+def aside(path: Path) -> Path:
+    """A hidden name beside a file, for what is not whole yet; another at each call: nodes of one folder may share process numbers."""
+    return path.with_name(f".{path.name}.tmp-{secrets.randbits(62)}")
+
+
 def write_parquet(path: Path, table: pyarrow.Table) -> None:
     """Write a parquet file that stands under its name only when it is whole and on disk."""
     _write_whole(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, compression="zstd"))
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = aside(path)
     try:
         write(temporary)
         with temporary.open("rb+") as file:
