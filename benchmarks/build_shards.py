@@ -133,7 +133,7 @@ def _result(
         measured["resize over img2dataset, further images"] = round(further["resize"] / further["img2dataset resize"], 2)
     else:
         measured["img2dataset"] = "not measured: no --peer was given"
-    packages = ("simplejpeg", "opencv-python-headless", "pillow", "pyarrow")
+    packages = ("torch", "simplejpeg", "opencv-python-headless", "pillow", "pyarrow")
     return {**measured, "versions": {name: importlib.metadata.version(name) for name in packages}}
 
 
