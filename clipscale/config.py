@@ -25,12 +25,14 @@ from clipscale.data.speech import SpeechAugment
 from clipscale.engines import Engine
 from clipscale.errors import ConfigError
 from clipscale.evaluators import Evaluator
+from clipscale.guard import GuardSettings
 from clipscale.inputs import Modality
 from clipscale.metrics import Logging
 from clipscale.objectives import Objective
 from clipscale.optim import Optimizer, Schedule
 from clipscale.settings import Part, Settings
 from clipscale.towers import Tower
+from clipscale.watch import WatchSettings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -111,6 +113,8 @@ class Run(Settings):
     augment: Augment = Augment()
     data: Data = Data()
     checkpoints: Checkpoints = Checkpoints()
+    guard: GuardSettings = GuardSettings()
+    watch: WatchSettings = WatchSettings()
     logging: Logging = Logging()
     evaluations: dict[str, Evaluator] = {}
     """Evaluations by a name of your own; run by `clipscale eval`."""
@@ -143,6 +147,11 @@ class Run(Settings):
         mistakes = [*self._tower_mistakes(), *self._kind_mistakes()]
         if self.memory_gb is not None and self.micro_batch != "auto":
             mistakes.append("memory_gb: it is what `micro_batch: auto` may use; set that, or leave memory_gb out")
+        if self.watch.hang_s is not None and self.watch.hang_s >= self.timeout_s:
+            mistakes.append(
+                f"watch.hang_s: {self.watch.hang_s:g} s is not less than timeout_s = {self.timeout_s:g} s, after which a collective fails "
+                "without naming a rank; lower it, or raise timeout_s"
+            )
         if mistakes:
             raise ValueError("; ".join(mistakes))
         return self

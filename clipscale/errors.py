@@ -11,7 +11,9 @@ ClipscaleError
     ├── ShardError          a shard or one of its samples cannot be read
     ├── CheckpointError     a checkpoint is damaged or does not fit the model
     ├── ContrastError       ranks disagree about the batch, or features are unusable
+    │   └── NonFiniteFeatures   embeddings, or numbers beside them, are not finite
     ├── NonFiniteLoss       the loss or a gradient stopped being a number
+    ├── ReplicasDiffer      copies of the weights on several ranks are no longer the same bits
     └── OutOfMemory         a device's memory ran out; says in which phase of a step, and what to lower
 ```
 
@@ -63,8 +65,16 @@ class ContrastError(RunError):
     """Ranks disagree about the batch, or the features cannot be contrasted."""
 
 
+class NonFiniteFeatures(ContrastError):
+    """Embeddings of some rank, or numbers beside them, are not finite."""
+
+
 class NonFiniteLoss(RunError):
     """The loss or a gradient is not a finite number."""
+
+
+class ReplicasDiffer(RunError):
+    """Copies of the weights on several ranks are no longer the same bits."""
 
 
 class OutOfMemory(RunError):

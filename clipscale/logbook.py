@@ -15,12 +15,16 @@ from clipscale.throughput import StepTimes
 
 
 class Logbook:
-    """The run folder's JSON lines and the loggers asked for. Lines of steps after `step` are cut off: the files are those of one run."""
+    """The run folder's JSON lines and the loggers asked for; written between `open` and `close`."""
 
-    def __init__(self, run: Run, mesh: Mesh, *, step: int) -> None:
+    def __init__(self, run: Run, mesh: Mesh) -> None:
         self._run, self._mesh = run, mesh
         self._files: dict[str, JsonLines] = {}
         self._loggers: list[Logger] = []
+
+    def open(self, *, step: int) -> None:
+        """Begin behind `step`. Lines of later steps are cut off: the files are those of one run."""
+        run, mesh = self._run, self._mesh
         if not mesh.is_main:
             return
         folder = run.run_folder

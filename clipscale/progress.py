@@ -46,12 +46,16 @@ class Progress:
             return
         rate = sum(self._run.pair_kinds[name].global_batch for name in record["kinds"]) / times.seconds
         self._rate = rate if self._rate is None else 0.9 * self._rate + 0.1 * rate
-        kinds = "  ".join(f"{name} loss {kind['loss']:.3f} scale {kind['scale']:.1f}" for name, kind in record["kinds"].items())
+        kinds = "  ".join(f"{name} {_loss(kind)}" for name, kind in record["kinds"].items())
         numbers = f"{self._rate:,.0f} samples/s  {_arithmetic(times)}{kinds}  data wait {times.phases['data'] / times.seconds:.0%}"
         if self._live:
             self._bar.update(self._task, completed=record["step"], numbers=numbers)
         elif record["step"] % self._run.logging.print_every_steps == 0 or record["step"] == self._run.steps:
             print(f"step {record['step']}/{self._run.steps}  {numbers}", file=sys.stderr, flush=True)
+
+
+def _loss(kind: dict[str, Any]) -> str:
+    return "loss not finite" if kind["loss"] is None else f"loss {kind['loss']:.3f} scale {kind['scale']:.1f}"
 
 
 def _arithmetic(times: StepTimes) -> str:

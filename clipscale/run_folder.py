@@ -6,6 +6,7 @@ runs/NAME/
   environment.json   versions, commit, device, ranks
   metrics.jsonl      what the seed determines; timings.jsonl what the machine does; events.jsonl what happened when
   checkpoints/       clipscale/checkpoint.py
+  heartbeats/, hangs/, lease.json      clipscale/watch
   evaluation.json    clipscale/evaluate.py         report.html   clipscale/report
 ```
 """
@@ -19,14 +20,17 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from clipscale.config import Run, to_yaml
 from clipscale.errors import RunFolderError
+from clipscale.watch.lease import Lease
 
 _MAY_CHANGE = frozenset(
     {
@@ -37,11 +41,13 @@ _MAY_CHANGE = frozenset(
         "device",
         "engine",
         "evaluations",
+        "guard",
         "logging",
         "max_bad_fraction",
         "memory_gb",
         "micro_batch",
         "timeout_s",
+        "watch",
         "workers",
     }
 )
@@ -117,11 +123,12 @@ def _describe(path: str, old: Any, new: Any) -> list[str]:
     return [f"{path} is {old} there, {new} here"]
 
 
-def claim(run: Run) -> IO[str]:
-    """Make the folder and hold it: the returned file is locked until this process ends.
+@contextmanager
+def claim(run: Run) -> Iterator[None]:
+    """Make the folder and hold it.
 
     Raises:
-        RunFolderError: another process is writing this run.
+        RunFolderError: another process, of this machine or another, is writing this run.
     """
     folder = run.run_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +138,13 @@ def claim(run: Run) -> IO[str]:
     except BlockingIOError:
         lock.close()
         raise RunFolderError(f"another process is writing {folder}; wait for it to end, or give this run another name") from None
-    _write_whole(folder / "config.yaml", to_yaml(run))
-    return lock
+    with lock:
+        lease = Lease.take(folder)
+        try:
+            _write_whole(folder / "config.yaml", to_yaml(run))
+            yield
+        finally:
+            lease.give_back()
 
 
 def write_environment(folder: Path, *, seed: int, device: str, world: int, command: list[str]) -> None:

@@ -20,8 +20,11 @@ from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
 from clipscale.data.stream import TrainingStream, check_sources, resume_batches
 from clipscale.data.tally import Tally
-from clipscale.engines import Stepped, Trainable
+from clipscale.engines import Trainable
+from clipscale.errors import NonFiniteLoss
+from clipscale.guard import Decision, Guard
 from clipscale.logbook import Logbook
+from clipscale.lookout import Lookout
 from clipscale.memory.exhaustion import explaining
 from clipscale.memory.micro_batch import MicroBatch, memory_limit
 from clipscale.metrics import check_packages
@@ -32,8 +35,10 @@ from clipscale.phases import phase, timing
 from clipscale.progress import Progress
 from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
 from clipscale.signals import StopSignals
+from clipscale.step_record import kind_records, step_record
 from clipscale.throughput import Meter, StepTimes
-from clipscale.training_step import Losses, TrainingStep
+from clipscale.training_step import Taken, TrainingStep
+from clipscale.watch.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class _Training:
         self.data_mesh = run.engine.data_mesh(mesh)
         self.step = 0
         self.tally = Tally(self.data_mesh, BadSampleBudget(max_fraction=run.max_bad_fraction))
+        self.guard = Guard(run.guard)
         self.signals = StopSignals()
         self.closing = ExitStack()
 
@@ -109,7 +115,9 @@ class _Training:
         with raised_together(mesh):
             places = saved.state["data"] if saved else {}
             self.streams = {name: self._stream(name, kind, places.get(name)) for name, kind in run.pair_kinds.items()}
-        self.logbook = Logbook(run, mesh, step=self.step)
+        self.logbook = Logbook(run, mesh)
+        self.logbook.open(step=self.step)
+        self.lookout = Lookout(run, self.trainable.model, mesh, self.logbook)
         self.closing.callback(self.logbook.close)
         if self.step < run.steps:
             self.logbook.write_event("resumed" if self.step else "started", step=self.step)
@@ -120,6 +128,7 @@ class _Training:
             if self.mesh.is_main:
                 run_folder.check(self.run, needed_bytes=needed_bytes)
                 self.closing.enter_context(run_folder.claim(self.run))
+                Watchdog.clear(self.run.run_folder)
 
     def _micro_batch(self) -> MicroBatch:
         run = self.run
@@ -133,6 +142,19 @@ class _Training:
 
     def _resume(self) -> checkpoint.Checkpoint | None:
         """Take up the newest whole checkpoint, if there is one."""
+        saved = self._newest()
+        if saved is None:
+            return None
+        with raised_together(self.mesh):
+            self.trainable.load(saved.tensors)
+            self.tally.budget.take_up(saved.state["bad_samples"])
+            self.micro_batch.take_up(saved.state["micro_batch"])
+            self.guard.take_up(saved.state["guard"])
+        self.step = saved.step
+        return saved
+
+    def _newest(self) -> checkpoint.Checkpoint | None:
+        """The newest whole checkpoint, read by every rank."""
         newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
         for line in damaged:
             print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
@@ -140,12 +162,7 @@ class _Training:
         if name is None:
             return None
         with raised_together(self.mesh):
-            saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
-            self.trainable.load(saved.tensors)
-            self.tally.budget.take_up(saved.state["bad_samples"])
-            self.micro_batch.take_up(saved.state["micro_batch"])
-        self.step = saved.step
-        return saved
+            return checkpoint.load(self.run.run_folder / "checkpoints" / name)
 
     def _stream(self, name: str, kind: PairKind, saved: dict[str, Any] | None) -> TrainingStream:
         return resume_batches(
@@ -173,7 +190,11 @@ class _Training:
             return Outcome("already finished", self.step)
         if self.step >= last_step:
             return Outcome("stopped", self.step)
-        with Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress, timing(self.mesh.device) as timer:
+        with (
+            Progress(self.run, first_step=self.step, shown=self.mesh.is_main) as progress,
+            timing(self.mesh.device) as timer,
+            self.lookout.watching(timer, step=lambda: self.step),
+        ):
             while self.step < last_step:
                 self.step += 1
                 batches = self._next_batches()
@@ -182,11 +203,16 @@ class _Training:
                     for shards in of_ranks:
                         self.streams[name].note(shards)
                 with explaining(timer, step=self.step, rows=self.micro_batch.rows, share=self.share):
-                    record = self._train_step(batches)
+                    record, decision = self._train_step(batches)
                 times, stop = self.meter.end_step(timer, signal=self.signals.received)
                 self._learn(batches, times)
                 self.logbook.write_step(record, times, reading=self._reading(batches))
                 progress.show(record, times)
+                self.lookout.after_step(self.step, times)
+                if decision == "stop":
+                    raise NonFiniteLoss(f"step {self.step}: {self.guard.why_it_stops()}")
+                if decision == "roll back":
+                    self._roll_back()
                 if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
                     with phase("checkpoint"):
                         self._save()
@@ -213,36 +239,47 @@ class _Training:
         ):
             self.logbook.write_event("micro_batch", step=self.step, detail=found)
 
-    def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
-        """One update of the weights; returns the step's line in metrics.jsonl."""
+    def _train_step(self, batches: dict[str, Batch]) -> tuple[dict[str, object], Decision]:
+        """One update of the weights; returns the step's line in metrics.jsonl, and what the guard says of it."""
         lr = self.run.optimizer.lr * self.run.schedule.fraction(self.step, steps=self.run.steps)
-        losses, stepped = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows)
-        return self._record(losses, lr=lr, stepped=stepped)
+        taken = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows, loss_limit=self.guard.limit)
+        decision = self._judge(taken)
+        return self._record(taken, batches, lr=lr), decision
+
+    def _judge(self, taken: Taken) -> Decision:
+        """What the guard says of the step; the same on all ranks."""
+        if taken.fault is None:
+            self.guard.counted(math.fsum(float(result.loss.detach()) for _, result in taken.losses.values()))
+            return "go on"
+        decision = self.guard.leave_out(self.step, taken.fault)
+        self.logbook.write_event("left out", step=self.step, detail=taken.fault)
+        return decision
+
+    def _roll_back(self) -> None:
+        """The newest checkpoint's weights and step number, with the data that come next: those in between led astray.
+
+        Raises:
+            NonFiniteLoss: there is no checkpoint, or going back has not helped; with the evidence.
+        """
+        from_step, evidence = self.step, self.guard.evidence()
+        self.guard.rolled_back()
+        saved = self._newest()
+        if saved is None:
+            raise NonFiniteLoss(f"step {from_step}: too many steps were left out, and there is no checkpoint to go back to: {evidence}")
+        with raised_together(self.mesh):
+            self.trainable.load(saved.tensors)
+        self.step = saved.step
+        self.logbook.close()
+        self.logbook.open(step=self.step)
+        self.logbook.write_event("rolled back", step=self.step, detail=f"from step {from_step}, past the data since: {evidence}")
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
-    def _record(self, losses: Losses, *, lr: float, stepped: Stepped) -> dict[str, object]:
-        kinds: dict[str, dict[str, Any]] = {}
-        for name, (output, result) in losses.items():
-            bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
-            metrics = {key: float(value) for key, value in result.metrics.items()}
-            kinds[name] = {"loss": float(result.loss.detach()), "scale": float(output.scale.detach()), **bias, **metrics}
-            kinds[name]["padding"] = self.tally.padding[name]
-            kinds[name]["epochs"] = self.streams[name].epochs()
-        total = math.fsum(self.run.pair_kinds[name].loss_weight * kind["loss"] for name, kind in kinds.items())
-        samples = sum(math.ceil(self.step / kind.every) * kind.global_batch for kind in self.run.pair_kinds.values())
-        return {
-            "step": self.step,
-            "samples": samples,
-            "lr": lr,
-            "grad_norm": stepped.norm if math.isfinite(stepped.norm) else None,
-            "grad_norms": {name: norm if math.isfinite(norm) else None for name, norm in stepped.norms.items()},
-            **({} if stepped.loss_scale is None else {"loss_scale": stepped.loss_scale, "skipped": int(stepped.skipped)}),
-            "loss": total,
-            "bad_samples": self.tally.budget.bad,
-            **({"bad_by_source": self.tally.budget.reasons} if self.tally.budget.bad else {}),
-            "kinds": kinds,
-        }
+    def _record(self, taken: Taken, batches: dict[str, Batch], *, lr: float) -> dict[str, object]:
+        due = {name: {"padding": self.tally.padding[name], "epochs": self.streams[name].epochs()} for name in batches}
+        record = step_record(self.run, taken, kind_records(taken, due), step=self.step, lr=lr, left_out=self.guard.left_out)
+        bad = self.tally.budget
+        return {**record, "bad_samples": bad.bad, **({"bad_by_source": bad.reasons} if bad.bad else {})}
 
     def _reading(self, batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
         """What this rank's rows of each source took to read, and how long their pair kind's batch was waited for."""
@@ -254,6 +291,7 @@ class _Training:
 
     def _save(self) -> None:
         """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
+        self.lookout.compare_replicas(self.step)
         tensors = self.trainable.state()
         with raised_together(self.mesh):
             if not self.mesh.is_main:
@@ -263,6 +301,7 @@ class _Training:
                 "data": {name: stream.state() for name, stream in self.streams.items()},
                 "bad_samples": self.tally.budget.state(),
                 "micro_batch": self.micro_batch.state(),
+                "guard": self.guard.state(),
                 "seed": self.run.seed,
                 "world": self.mesh.world,
             }

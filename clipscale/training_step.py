@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from clipscale.config import Run
 from clipscale.contrast import ContrastOutput, Pairs, contrastive_loss
 from clipscale.data.sample import Batch
 from clipscale.engines import Stepped, Trainable
-from clipscale.errors import ContrastError, NonFiniteLoss
+from clipscale.errors import ContrastError, NonFiniteFeatures
 from clipscale.inputs import Modality
 from clipscale.memory.grad_cache import cached_backward
 from clipscale.model import KindOutput, Prepared, PreparedKinds, prepare
@@ -25,6 +26,17 @@ from clipscale.phases import phase
 
 Losses = dict[str, tuple[KindOutput, ContrastOutput]]
 """What every pair kind's batch was encoded to, and its exact loss over all ranks."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step, as it went."""
+
+    losses: Losses
+    """Without the pair kinds whose features were not finite."""
+    stepped: Stepped
+    fault: str | None
+    """Why the step changed nothing, on all ranks alike; None when it counted, or fp16's scale was found too high."""
 
 
 class TrainingStep:
@@ -37,18 +49,22 @@ class TrainingStep:
             feed: is told this rank's rows of each step, as they were read.
         """
         self.run, self.trainable, self.mesh, self.data_mesh, self._feed = run, trainable, mesh, data_mesh, feed
+        self._fault: str | None = None
+        self._loss_limit = math.inf
 
-    def take(self, step: int, batches: Mapping[str, Batch], *, lr: float, micro_batch: int | None) -> tuple[Losses, Stepped]:
-        """One update of the weights.
+    def take(self, step: int, batches: Mapping[str, Batch], *, lr: float, micro_batch: int | None, loss_limit: float = math.inf) -> Taken:
+        """One update of the weights; none where loss or gradients are not finite, or the loss is above its limit.
+
+        Such a loss goes backward as one that is no number: gradients are none either, on any rank, and every engine drops those.
 
         Args:
             batches: this rank's rows of every pair kind that is due.
             micro_batch: rows encoded at a time; None: all in one graph.
 
         Raises:
-            NonFiniteLoss: the loss or the gradients are no numbers; the weights are as they were.
-            ContrastError: ranks disagree about the batch, or its features are unusable.
+            ContrastError: ranks disagree about the batch.
         """
+        self._fault, self._loss_limit = None, loss_limit
         rows: PreparedKinds = {name: batch.rows() for name, batch in batches.items()}
         self._feed(rows)
         contrast, seed = partial(self._contrast, step, batches), partial(self.seed, step)
@@ -64,11 +80,14 @@ class TrainingStep:
             losses = cached_backward(self.trainable, rows, contrast, micro_batch=micro_batch, seed=seed, prepare=self._prepare)
         with phase("optimizer"):
             stepped = self.trainable.step(lr=lr)
-        if not (math.isfinite(stepped.norm) or stepped.skipped):
-            raise NonFiniteLoss(
-                f"the gradient's norm is {stepped.norm} at step {step}; the weights were not changed: lower the learning rate"
-            )
-        return losses, stepped
+        return Taken(losses, stepped, self._fault_of(stepped))
+
+    def _fault_of(self, stepped: Stepped) -> str | None:
+        """The norm is the same number on all ranks, so that they cannot disagree."""
+        if math.isfinite(stepped.norm) or (stepped.skipped and self._fault is None):
+            return None
+        parts = ", ".join(f"{name} {norm:g}" for name, norm in stepped.norms.items())
+        return self._fault or f"the gradient's norm is {stepped.norm:g} ({parts})"
 
     def seed(self, step: int, micro_batch: int) -> None:
         """The random state of a micro-batch: dropout and its kin depend on nothing else."""
@@ -88,14 +107,28 @@ class TrainingStep:
             return {kind: {name: fed(name, tensors) for name, tensors in modalities.items()} for kind, modalities in rows.items()}
 
     def _contrast(self, step: int, batches: Mapping[str, Batch], outputs: Mapping[str, KindOutput]) -> tuple[Tensor, Losses]:
-        """The weighted sum of the pair kinds' exact losses, and each of them."""
-        losses = {name: (output, self._loss(step, name, output, batches[name])) for name, output in outputs.items()}
+        """The weighted sum of the pair kinds' exact losses, and each of them; no number where the step must not count."""
+        losses: Losses = {}
+        for name, output in outputs.items():
+            try:
+                losses[name] = (output, self._loss(step, name, output, batches[name]))
+            except NonFiniteFeatures as error:  # raised by all ranks
+                self._fault = f"{error}{self._samples(output, batches[name])}"
+                return _everything(outputs) * math.nan, losses
         total = torch.stack([self.run.pair_kinds[name].loss_weight * loss.loss for name, (_, loss) in losses.items()]).sum()
-        if not math.isfinite(float(total.detach())):
-            raise NonFiniteLoss(
-                f"the loss is {float(total.detach())} at step {step}; the last checkpoint is from before: lower the learning rate"
-            )
-        return total, losses
+        value = float(total.detach())
+        if not math.isfinite(value):
+            self._fault = f"the loss is {value:g}"
+        elif value > self._loss_limit:
+            self._fault = f"the loss is {value:.5g}, a spike: the limit was {self._loss_limit:.5g}"
+        return total if self._fault is None else total * math.nan, losses
+
+    def _samples(self, output: KindOutput, batch: Batch) -> str:
+        """The samples whose embeddings are not finite, of all ranks."""
+        finite = torch.isfinite(output.x).all(1) & torch.isfinite(output.y).all(1)
+        keys = [key for key, well, valid in zip(batch.keys, finite.tolist(), batch.valid.tolist(), strict=True) if valid and not well]
+        every = [key for rank in self.data_mesh.gather_objects(keys[:3]) for key in rank]
+        return f" (samples {', '.join(every[:6])})" if every else ""
 
     def _loss(self, step: int, name: str, output: KindOutput, batch: Batch) -> ContrastOutput:
         """The exact loss of one pair kind over the valid pairs of all ranks."""
@@ -113,5 +146,13 @@ class TrainingStep:
         objective = self.run.pair_kinds[name].objective
         try:
             return contrastive_loss(objective, pairs, output.scale, output.bias, settings=self.run.contrast, mesh=self.data_mesh)
+        except NonFiniteFeatures as error:
+            raise NonFiniteFeatures(f"{name}: {error}") from error
         except ContrastError as error:
             raise ContrastError(f"step {step}, {name}: {error}; the last checkpoint is from before") from error
+
+
+def _everything(outputs: Mapping[str, KindOutput]) -> Tensor:
+    """A number that depends on every embedding and temperature: no engine may wait for a gradient that does not come."""
+    parts = [part.float().sum() for output in outputs.values() for part in (output.x, output.y, output.scale)]
+    return torch.stack([*parts, *(output.bias.float().sum() for output in outputs.values() if output.bias is not None)]).sum()

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from clipscale.contrast.settings import ContrastSettings
-from clipscale.errors import ContrastError
+from clipscale.errors import ContrastError, NonFiniteFeatures
 from clipscale.objectives import Objective
 from clipscale.parallel.mesh import Mesh
 
 FACTS = 6
 """Whole numbers that every rank tells all others before anything is computed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_UNUSABLE, _VALUES = 1, 2
+"""What a rank tells of a problem: it is of any kind, or only of values that are not finite."""
 
 # b pairs on this rank, B in the global batch, D embedding width, Dg guide width, M extra samples on this rank, W ranks.
 
@@ -134,23 +136,28 @@ def agree(request: Request) -> Agreement:
     """Compare this call with all other ranks' and learn their batch sizes.
 
     Raises:
-        ContrastError: on every rank alike, when any rank's input is unusable or the ranks disagree.
+        ContrastError: on every rank alike, when any rank's input is unusable or the ranks disagree; NonFiniteFeatures, when all that is
+            wrong is values that are not finite.
     """
+    only_values = False
     try:
         problem = find_problem(request)
+        if problem is None:
+            problem, only_values = _finite_problem(request), True
     except Exception as error:  # whatever it is, the other ranks must hear of it: they are about to wait for this one
         problem = f"{type(error).__name__}: {error}"
     facts = {} if problem else _facts(request)
     names = _names(request) if not problem else []
     own = [
         _fingerprint(facts),
-        bool(problem),
+        0 if not problem else _VALUES if only_values else _UNUSABLE,
         *_counts(request, problem),
         sum(1 << names.index(name) for name in request.wanted if name in names),
     ]
     table = request.mesh.gather(torch.tensor(own, dtype=torch.int64, device=request.mesh.device)).tolist()
     if any(row[1] for row in table) or len({row[0] for row in table}) > 1:
-        _raise_together(request, problem, facts)
+        only = {row[1] for row in table} <= {0, _VALUES}
+        _raise_together(request, problem, facts, error=NonFiniteFeatures if only else ContrastError)
     columns = [list(column) for column in zip(*table, strict=True)]
     wanted = frozenset(name for place, name in enumerate(names) if any(row[5] >> place & 1 for row in table))
     extras = {name: columns[place] for place, name in ((3, "extra_x"), (4, "extra_y")) if name in request.pairs.extras()}
@@ -193,12 +200,12 @@ def _fingerprint(facts: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _raise_together(request: Request, problem: str | None, facts: Mapping[str, Any]) -> None:
+def _raise_together(request: Request, problem: str | None, facts: Mapping[str, Any], *, error: type[ContrastError]) -> None:
     """Tell on every rank what any rank met, or what the ranks disagree about."""
     met = request.mesh.gather_objects([problem, facts])
     told = [(rank, text) for rank, (text, _) in enumerate(met) if text]
     if told:
-        raise ContrastError("; ".join(f"rank {rank} of {len(met)}: {text}" for rank, text in told))
+        raise error("; ".join(f"rank {rank} of {len(met)}: {text}" for rank, text in told))
     for name in met[0][1]:
         values = [fact[name] for _, fact in met]
         if any(value != values[0] for value in values):
@@ -213,7 +220,7 @@ def _shown(value: Any) -> str:
 
 
 def find_problem(request: Request) -> str | None:
-    """What is wrong with this rank's input, or None."""
+    """What is wrong with this rank's input besides values that are not finite, or None."""
     pairs, objective = request.pairs, request.objective
     name = type(objective).__name__
     wanted = {"guide": pairs.guide_y, "first_guide": pairs.guide_x, "ids": pairs.ids, "bias": request.bias}
@@ -233,7 +240,6 @@ def find_problem(request: Request) -> str | None:
         or _number_problem("scale", request.scale, positive=True)
         or (_number_problem("bias", request.bias) if request.bias is not None else None)
         or _device_problem(request)
-        or _finite_problem(request)
     )
 
 

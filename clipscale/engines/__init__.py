@@ -50,6 +50,11 @@ class Engine(Part, ABC):
         """The ranks that split the global batch, as this rank sees them; all ranks ask together."""
         return mesh
 
+    def replicas(self, mesh: Mesh) -> Mesh | None:  # noqa: ARG002
+        """The ranks whose parameters, or parts of them, are copies of this rank's; None: no other's, or the engine
+        itself makes them the same at every step (ZeRO sends each part from the rank that owns it). All ranks ask together."""
+        return None
+
     def build(self, make: Callable[[], Encoders], mesh: Mesh) -> Encoders:  # noqa: ARG002
         """The model to check and wrap: as it is made, or on some ranks without storage, on the meta device.
 

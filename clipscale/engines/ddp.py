@@ -28,6 +28,10 @@ class Ddp(Engine):
     def check_world(self, world: int) -> None:
         """Any number of ranks will do."""
 
+    def replicas(self, mesh: Mesh) -> Mesh | None:
+        """All ranks."""
+        return mesh if mesh.world > 1 else None
+
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:
         """The model on the device, under DistributedDataParallel when there are several ranks."""
         model = model.to(mesh.device)

@@ -69,6 +69,11 @@ class Fsdp2(Engine):
         """The ranks at this rank's place in every group of tensor ranks."""
         return mesh if self.tensor_ranks == 1 else mesh.across(self.data_ranks(mesh.world))
 
+    def replicas(self, mesh: Mesh) -> Mesh | None:
+        """The ranks at this rank's place in every copy of the model (HSDP)."""
+        copies = self.data_ranks(mesh.world) // (self.shard_ranks or self.data_ranks(mesh.world))
+        return mesh.across(copies) if copies > 1 else None
+
     def build(self, make: Callable[[], Encoders], mesh: Mesh) -> Encoders:
         """The model on rank 0; on the others its names and shapes."""
         with nullcontext() if mesh.is_main else torch.device("meta"):

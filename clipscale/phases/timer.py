@@ -47,6 +47,16 @@ class PhaseTimer:
         """By a device's own clock and account of memory."""
         return cls(CudaClock() if device.type == "cuda" else HostClock(), peak_of(device))
 
+    @property
+    def marks(self) -> int:
+        """Beginnings and ends of phases since the step began; another thread may ask."""
+        return len(self._before)
+
+    @property
+    def innermost(self) -> Phase:
+        """The phase in progress; another thread may ask."""
+        return self._inside[-1]
+
     def enter(self, phase: Phase) -> None:
         """A phase begins."""
         self._mark(outermost=len(self._inside) == 1)

@@ -25,6 +25,8 @@ class StepTimes:
     """Seconds of every phase on the rank where it took longest."""
     slowest_rank: int
     """The rank that took longest for data, preparation and encoding, where ranks do not wait for each other."""
+    alone: Sequence[float]
+    """By rank, seconds of data, preparation and encoding."""
     peak_bytes: Mapping[Phase, int]
     """The most memory in use during each phase, on the rank where it was most; empty where the system does not tell."""
     flops: int | None
@@ -73,6 +75,7 @@ def over_ranks(rows: Sequence[Sequence[int]], *, peak_flops: float | None) -> St
         phases=phases,
         longest={name: max(own[name] for own in times) / 1e9 for name in PHASES},
         slowest_rank=alone.index(max(alone)),
+        alone=[nanoseconds / 1e9 for nanoseconds in alone],
         peak_bytes={name: peak for name, peak in peaks.items() if peak != _UNKNOWN},
         flops=None if _UNKNOWN in flops else sum(flops),
         peak_flops=peak_flops,
