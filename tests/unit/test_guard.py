@@ -34,6 +34,8 @@ def test_a_spike_is_so_many_robust_deviations_above_the_median() -> None:
     guard = filled([1.0, 2.0, 3.0, 4.0] * 5, spike=10)
     assert guard.limit == pytest.approx(2.5 + 10 * 1.4826 * 1.0), "median 2.5; deviations 1.5, 0.5, 0.5, 1.5, whose median is 1"
     assert filled([2.0] * 20, spike=10).limit == pytest.approx(2.0 + 10 * 0.02), "a hundredth of the median, where nothing deviates"
+    guard.rolled_back()
+    assert guard.limit == math.inf, "losses from before are no measure for what comes"
 
 
 @pytest.mark.parametrize(("losses", "settings"), [([1.0] * 19, {"spike": 1.0}), ([1.0] * 50, {})])
@@ -110,7 +112,14 @@ def test_a_step_without_numbers_changes_nothing_and_is_told(
     (told,) = events(run, "left out")
     assert told["step"] == 3
     assert "x is not finite in" in told["detail"]
-    assert "(samples squares-" in told["detail"] or "(samples " in told["detail"]
+    assert "(samples " in told["detail"]
+    again = make(tmp_path, squares, checkpoints={"every_steps": 1, "keep_last": 9}, steps=4, micro_batch=micro_batch, name="again")
+    train(again, MESH, stop_after=2)
+    with monkeypatch.context() as patch:
+        break_batches(patch, range(1, 2))
+        train(again, MESH, stop_after=3)
+    train(again, MESH)
+    assert read_json_lines(again.run_folder / "metrics.jsonl")[-1]["left_out"] == 1, "a resumed run goes on counting"
 
 
 def test_a_run_goes_back_and_past_the_data_that_led_astray(tmp_path: Path, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:

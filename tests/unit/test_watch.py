@@ -104,6 +104,7 @@ def test_a_stopped_process_a_dead_one_and_one_never_seen_are_told_apart() -> Non
             3: None,
             4: replace(own, rank=4, started=own.started + 1),
         }
+        assert 0 < own.started < started(sleeper.pid)
         os.kill(sleeper.pid, 19)
         deadline = time.monotonic() + 10
         while "(SIGSTOP)" not in judge(beats, {0: own, 1: None}).why and time.monotonic() < deadline:
@@ -175,6 +176,10 @@ def test_a_lease_that_another_machine_counts_on_refuses_and_one_that_stands_stil
     assert (found["pid"], found["count"] >= 3) == (os.getpid(), True)
     lease.give_back()
     assert not (tmp_path / "lease.json").exists()
+    lost = Lease.take(tmp_path, count_every_s=60.0)
+    (tmp_path / "lease.json").write_text(json.dumps(other))
+    lost.give_back()
+    assert json.loads((tmp_path / "lease.json").read_text()) == other, "another's lease is not given back"
 
 
 def test_a_run_whose_lease_was_taken_over_ends(tmp_path: Path) -> None:
@@ -190,4 +195,5 @@ def test_a_run_whose_lease_was_taken_over_ends(tmp_path: Path) -> None:
     aside.replace(tmp_path / "lease.json")
     _, said = holder.communicate(timeout=30)
     assert holder.returncode == 1
+    assert (tmp_path / "lease.json").exists()
     assert "is being written by process 7 on elsewhere; this run ends" in said
