@@ -40,10 +40,11 @@ from clipscale.data.shards import (
 )
 from clipscale.errors import DataError, MissingPackage, RunError, ShardError
 from data_tools.output import WORK, Output, open_output
-from data_tools.pool import Count, Progress, run_all, usable_cores
+from data_tools.pool import Count, run_all, usable_cores
 from data_tools.rows._media import IMAGE_SUFFIXES, SPEECH_SUFFIXES
 from data_tools.shard_job import Failure
 from data_tools.summed import SummedFile
+from data_tools.tally import Progress
 
 INDEXED = "indexed.json"
 """Which tars the sidecars were made of."""
@@ -224,7 +225,7 @@ def _index_tar(job: _Job, count: Count) -> _Result:
     with tempfile.TemporaryDirectory(prefix="clipscale-index-") as scratch:
         reused = _reused(job, Path(scratch))
         if reused:
-            count(Progress(reused.info.samples, len(reused.failures), job.size))
+            count(Progress(reused.info.samples, job.size, Counter(failure.reason for failure in reused.failures)))
             return reused
         with _local(job, Path(scratch)) as path:
             contents = Contents([], "it is empty") if not job.size else read_contents(path)
@@ -298,7 +299,8 @@ def _rows(path: Path, contents: Contents, job: _Job, count: Count) -> tuple[list
         for group in sorted(groups, key=lambda group: group.headers[0].offset if group.headers and not group.problem else 0):
             row, before = _row(group, tar), tar.position
             rows.setdefault(row["key"], row)  # of a key that comes twice all are left out, once
-            count(Progress(1, row["status"] != "ok", tar.position - before))
+            reasons = {} if row["status"] == "ok" else {row["status"].partition(": ")[0]: 1}
+            count(Progress(1, tar.position - before, reasons))
         tar.finish()
     if tar.position != job.size:
         raise RunError(f"{job.tars}/{job.name}.tar had {job.size:,} bytes and now has {tar.position:,}: it changes while it is indexed")

@@ -25,7 +25,8 @@ from clipscale.data.shards import KEY, DatasetIndex, Sample, ShardError, ShardIn
 from clipscale.errors import DataError, RunError
 from data_tools.claim import check_output, read_about
 from data_tools.output import WORK, FolderOutput, open_output, write_lines
-from data_tools.pool import Count, Progress, run_all, usable_cores
+from data_tools.pool import Count, run_all, usable_cores
+from data_tools.tally import Progress
 
 _PLAN = pyarrow.schema([("source", pyarrow.int32()), ("shard", pyarrow.int32()), ("row", pyarrow.int32()), ("key", pyarrow.string())])
 _READ = 64  # samples read at a time
@@ -203,7 +204,7 @@ def _copy_shard(job: _Job, count: Count) -> tuple[ShardInfo, bool]:
         for begin in range(0, len(rows), _READ):
             for row, columns, sample in _samples(job, rows[begin : begin + _READ]):
                 writer.copy(row["key"], columns, sample)
-                count(Progress(1, 0, len(sample)))
+                count(Progress(1, len(sample)))
     return writer.info, False
 
 

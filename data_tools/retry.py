@@ -24,9 +24,9 @@ from data_tools.finish import FAILED, failed_rows, write_failed_rows
 from data_tools.output import FolderOutput, open_output, write_lines
 from data_tools.packing import LIMITS, Packing
 from data_tools.plan import Plan, load_plan, read_plan, write_plan
-from data_tools.pool import Progress
 from data_tools.rows import Row
 from data_tools.shard_job import Failure, ShardJob, ShardResult, read_mark
+from data_tools.tally import Progress
 
 _FAILURES = "failures.jsonl"
 
