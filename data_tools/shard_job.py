@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from clipscale.data.shards import ShardInfo, ShardWriter, finished_shard
 from clipscale.errors import DataError, ShardError
@@ -88,6 +89,19 @@ class Mark:
         return json.dumps({"plan": self.plan, "shard": shard, "failures": [asdict(failure) for failure in self.failures]})
 
 
+class PlannedShard(Protocol):
+    """A shard that a plan asks for."""
+
+    @property
+    def output(self) -> Output: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def shard(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
 class _NothingToWrite(Exception):
     """Every row failed."""
 
@@ -100,22 +114,28 @@ def build_shard(job: ShardJob, count: Count) -> ShardResult:
         forget(job.work, job.number)
         return standing
     info, failures = _write(job, count)
+    result = finish_shard(job, info, failures)
+    forget(job.work, job.number)
+    return result
+
+
+def finish_shard(job: PlannedShard, info: ShardInfo | None, failures: list[Failure]) -> ShardResult:
+    """Let a shard that was written stand in the output, and mark its job as done."""
     if info:
         job.output.publish(f"{job.shard}.tar", f"{job.shard}.parquet")
     mark = Mark(job.fingerprint, info, failures)
     job.output.write_lines(_mark_name(job.number), [mark.line()])
-    forget(job.work, job.number)
     return mark.result(job.number, reused=False)
 
 
-def standing_shard(job: ShardJob) -> ShardResult | None:
+def standing_shard(job: PlannedShard) -> ShardResult | None:
     """What came of a job that is done already, and undamaged; else None."""
     mark = read_mark(job.output, job.number)
     whole = mark is not None and mark.plan == job.fingerprint and _stands(job, mark)
     return mark.result(job.number, reused=True) if mark and whole else None
 
 
-def _stands(job: ShardJob, mark: Mark) -> bool:
+def _stands(job: PlannedShard, mark: Mark) -> bool:
     """Whether the shard is there and undamaged; in a store only whether it has its size, since reading it would be fetching it."""
     if mark.shard is None:
         return True

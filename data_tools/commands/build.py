@@ -19,6 +19,7 @@ from data_tools.commands._options import (
     MaxBytes,
     PerHost,
     ReadTimeout,
+    Scratch,
     Threads,
     Tries,
     UserAgent,
@@ -265,10 +266,7 @@ def build(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", rich_help_panel=_NODES, help="Write the plan into OUTPUT, and no shard.")
     ] = False,
-    scratch: Annotated[
-        Path | None,
-        typer.Option(help="Folder in which shards wait for their upload, when OUTPUT is an address.", show_default="temporary"),
-    ] = None,
+    scratch: Scratch = None,
     max_bad: Annotated[
         float | None,
         typer.Option(
