@@ -150,9 +150,17 @@ def _difference(output: Output, found: dict[str, Any], asked: dict[str, Any]) ->
             f"output {output.url}: it was begun by other code ({found.get('code', 'older')}; this is {asked['code']}), and its shards "
             f"would differ from those still to be built; use that version, another folder, or --overwrite to build all anew"
         )
-    how = f"{differs}: {found.get(differs)}, asked: {asked[differs]}" if differs else "its rows have changed since"
+    how = _told(differs, found.get(differs), asked[differs]) if differs else "its rows have changed since"
     holds = f"output {output.url}: it holds another data set, of {found.get('input')}"
     return f"{holds} ({how}); give another folder, or --overwrite to replace it"
+
+
+def _told(what: str, there: Any, asked: Any) -> str:
+    """What differs: of settings only those that do."""
+    if not isinstance(there, dict):
+        return f"{what}: {there}, asked: {asked}"
+    names = [name for name in asked if there.get(name) != asked[name]]
+    return "; ".join(f"{name}: {there.get(name)}, asked: {asked[name]}" for name in names)
 
 
 def _clear(output: Output) -> None:

@@ -117,8 +117,19 @@ def reasons_text(progress: Progress) -> str:
 
 
 @contextmanager
-def lines_file(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def lines_file(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], object]]:
     """Writes JSON objects, a line each, to a file; nowhere when there is none.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with text_file(path) as write:
+        yield lambda values: write(json.dumps(dict(values), ensure_ascii=False))
+
+
+@contextmanager
+def text_file(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Writes lines to a file; nowhere when there is none.
 
     Raises:
         DataError: the file cannot be written.
@@ -131,7 +142,7 @@ def lines_file(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error}") from error
     with file:
-        yield lambda values: print(json.dumps(dict(values), ensure_ascii=False), file=file)
+        yield lambda line: print(line, file=file)
 
 
 def size(amount: float) -> str:

@@ -67,7 +67,7 @@ def test_rows_left_out_for_their_captions_are_counted_and_are_no_failures(tmp_pa
     samples = open_dataset(tmp_path / "out").read(0, [0, 1])
     assert [sample.captions for sample in samples if isinstance(sample, Sample)] == [["a & b"], ["one two three"]]
     assert json.loads((tmp_path / "out" / "failures.jsonl").read_text())["row"] == "row 1"
-    with pytest.raises(DataError, match="holds another data set"):
+    with pytest.raises(DataError, match=r"holds another data set, of the input \(min_words: 2, asked: 1\)"):
         build(rows(), tmp_path / "out", packing=Packing(clean_captions=True, min_words=1), workers=1)
 
 
