@@ -29,9 +29,10 @@ from data_tools.finish import BuildSummary, finish, marked_results, standing
 from data_tools.output import Output, open_output
 from data_tools.packing import Packing
 from data_tools.plan import Plan, load_plan
-from data_tools.pool import Progress, run_all, usable_cores
+from data_tools.pool import run_all, usable_cores
 from data_tools.rows import Row, Rows
 from data_tools.shard_job import ShardJob, ShardResult, build_shard, standing_shard
+from data_tools.tally import Progress
 
 _LOOK_S = 0.5  # how often a node looks whether the plan is there
 

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from clipscale import __version__
 from clipscale.errors import ConfigError, DataError
 from clipscale.settings import did_you_mean
 from data_tools.expressions import Condition
 from data_tools.finish import bad, enough
 from data_tools.output import WORK, FolderOutput, Output
-from data_tools.packing import Packing
+from data_tools.packing import Packing, code
 from data_tools.plan import Plan, write_plan
 from data_tools.rows import Row, Rows
 
@@ -71,11 +70,11 @@ def claim(output: Output, rows: Rows | Iterable[Row], packing: Packing, *, max_b
 def request(rows: Rows | Iterable[Row], packing: Packing) -> str:
     """Fingerprint of what was asked for, without reading it: nodes of one build ask for the same."""
     asked = rows.model_dump_json() if isinstance(rows, Rows) else ""
-    return hashlib.sha256(f"{__version__} {packing.model_dump_json()} {asked}".encode()).hexdigest()
+    return hashlib.sha256(f"{code()} {packing.model_dump_json()} {asked}".encode()).hexdigest()
 
 
 def _about(rows: Rows | Iterable[Row], packing: Packing, plan: Plan) -> dict[str, Any]:
-    about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump()}
+    about = {"input": _called(rows), "rows": sum(plan.shard_rows), "packing": packing.model_dump(), "code": code()}
     return about | {"fingerprint": plan.fingerprint, "dates": plan.dates, "request": request(rows, packing)}
 
 
@@ -145,10 +144,23 @@ def read_about(output: Output) -> dict[str, Any] | None:
 
 
 def _difference(output: Output, found: dict[str, Any], asked: dict[str, Any]) -> str:
-    differs = next((name for name in ("input", "rows", "packing") if found.get(name) != asked[name]), None)
-    how = f"{differs}: {found.get(differs)}, asked: {asked[differs]}" if differs else "its rows have changed since"
+    differs = next((name for name in ("input", "rows", "code", "packing") if found.get(name) != asked[name]), None)
+    if differs == "code":
+        return (
+            f"output {output.url}: it was begun by other code ({found.get('code', 'older')}; this is {asked['code']}), and its shards "
+            f"would differ from those still to be built; use that version, another folder, or --overwrite to build all anew"
+        )
+    how = _told(differs, found.get(differs), asked[differs]) if differs else "its rows have changed since"
     holds = f"output {output.url}: it holds another data set, of {found.get('input')}"
     return f"{holds} ({how}); give another folder, or --overwrite to replace it"
+
+
+def _told(what: str, there: Any, asked: Any) -> str:
+    """What differs: of settings only those that do."""
+    if not isinstance(there, dict):
+        return f"{what}: {there}, asked: {asked}"
+    names = [name for name in asked if there.get(name) != asked[name]]
+    return "; ".join(f"{name}: {there.get(name)}, asked: {asked[name]}" for name in names)
 
 
 def _clear(output: Output) -> None:

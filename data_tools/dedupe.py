@@ -16,7 +16,8 @@ import numpy as np
 from clipscale.data.shards import DatasetIndex, open_dataset
 from data_tools.fingerprints import PrintJob, Prints, take_prints
 from data_tools.near import near_pairs
-from data_tools.pool import Progress, run_all, usable_cores
+from data_tools.pool import run_all, usable_cores
+from data_tools.tally import Progress
 
 
 @dataclass(frozen=True)

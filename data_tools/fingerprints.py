@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 
 from clipscale.data.media import check_size
 from clipscale.data.shards import Sample, ShardError, open_dataset
-from data_tools.pool import Count, Progress
+from data_tools.pool import Count
+from data_tools.tally import Progress
 
 _SIDE, _LOW = 32, 8
 _LEAST_CONTRAST = 2.0  # standard deviation of grey levels, of 255
@@ -70,7 +71,7 @@ def take_prints(job: PrintJob, count: Count) -> tuple[str, int, Prints]:
             except Exception:  # whatever a decoder says of damaged media: `verify` tells more
                 unreadable += 1
                 has_picture[row] = False
-                count(Progress(1, 1))
+                count(Progress(1, reasons={"unreadable sample": 1}))
     if not job.near:
         count(Progress(size))
     return job.url, job.shard, Prints(media, picture, has_picture, sound, unreadable)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,31 +26,24 @@ import pyarrow
 import pyarrow.parquet
 from fsspec.implementations.local import LocalFileSystem
 
-from clipscale.data.foreign_tars import Contents, Group, group_headers, read_contents
+from clipscale.data.foreign_tars import Contents, read_contents
 from clipscale.data.shards import (
     SHARD_NAME,
     SIDECAR,
     ShardInfo,
-    media_columns,
-    parse_sample,
     read_shard_info,
     write_index,
     write_parquet,
 )
-from clipscale.errors import DataError, MissingPackage, RunError, ShardError
+from clipscale.errors import DataError, MissingPackage, RunError
 from data_tools.output import WORK, Output, open_output
-from data_tools.pool import Count, Progress, run_all, usable_cores
-from data_tools.rows._media import IMAGE_SUFFIXES, SPEECH_SUFFIXES
+from data_tools.pool import Count, run_all, usable_cores
 from data_tools.shard_job import Failure
-from data_tools.summed import SummedFile
+from data_tools.tally import Progress
+from data_tools.tar_rows import tar_rows
 
 INDEXED = "indexed.json"
 """Which tars the sidecars were made of."""
-_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_SPEECH = frozenset(suffix.removeprefix(".") for suffix in SPEECH_SUFFIXES)
-_TEXTS = frozenset({"txt", "json"})
-_HEADER = 512
-_LARGEST_BYTES = 1 << 30
 _DATES = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
 _STRAY = re.compile(r"\..+\.(parquet|json|jsonl|sha256)\.tmp-\d+")
 
@@ -224,12 +216,15 @@ def _index_tar(job: _Job, count: Count) -> _Result:
     with tempfile.TemporaryDirectory(prefix="clipscale-index-") as scratch:
         reused = _reused(job, Path(scratch))
         if reused:
-            count(Progress(reused.info.samples, len(reused.failures), job.size))
+            count(Progress(reused.info.samples, job.size, Counter(failure.reason for failure in reused.failures)))
             return reused
         with _local(job, Path(scratch)) as path:
             contents = Contents([], "it is empty") if not job.size else read_contents(path)
-            rows, sha256 = _rows(path, contents, job, count)
-            return _written(job, rows, sha256, contents.damage)
+            found = tar_rows(path, contents, count=count)
+            if found.bytes != job.size:
+                tar = f"{job.tars}/{job.name}.tar"
+                raise RunError(f"{tar} had {job.size:,} bytes and now has {found.bytes:,}: it changes while it is indexed")
+            return _written(job, found.rows, found.sha256, contents.damage)
 
 
 def _reused(job: _Job, scratch: Path) -> _Result | None:
@@ -287,73 +282,6 @@ def _fetch(store: Any, remote: str, path: Path, size: int) -> None:
         if last:
             path.unlink(missing_ok=True)
             raise RunError(f"{remote} cannot be fetched, after 3 tries: {problem}")
-
-
-def _rows(path: Path, contents: Contents, job: _Job, count: Count) -> tuple[list[dict[str, Any]], bytes]:
-    """The sidecar's rows, in the order in which samples begin, behind those that are no samples; and the tar's sha256."""
-    groups = group_headers(contents, media=_IMAGES | _SPEECH, texts=_TEXTS)
-    rows: dict[str, dict[str, Any]] = {}
-    with path.open("rb") as file:
-        tar = SummedFile(file)
-        for group in sorted(groups, key=lambda group: group.headers[0].offset if group.headers and not group.problem else 0):
-            row, before = _row(group, tar), tar.position
-            rows.setdefault(row["key"], row)  # of a key that comes twice all are left out, once
-            count(Progress(1, row["status"] != "ok", tar.position - before))
-        tar.finish()
-    if tar.position != job.size:
-        raise RunError(f"{job.tars}/{job.name}.tar had {job.size:,} bytes and now has {tar.position:,}: it changes while it is indexed")
-    return list(rows.values()), tar.digest()
-
-
-def _row(group: Group, tar: SummedFile) -> dict[str, Any]:
-    key = group.key.encode("utf-8", "backslashreplace").decode()
-    try:
-        if group.problem:
-            raise _LeftOut(group.problem)
-        return {**_sample(group, tar), "key": key, "status": "ok"}
-    except _LeftOut as error:
-        return {**media_columns(None, None), "key": key, "offset": 0, "bytes": 0, "crc32": 0, "captions": 0, "status": str(error)}
-
-
-class _LeftOut(Exception):
-    """'reason: detail' of a sample that readers pass over."""
-
-
-def _sample(group: Group, tar: SummedFile) -> dict[str, Any]:
-    places = {_member(header.suffix): header for header in group.headers}
-    names = ", ".join(header.name for header in group.headers)
-    empty = [header.name for header in group.headers if not header.size]
-    if len(places) < len(group.headers):
-        raise _LeftOut(f"several media: {names}; a sample has one image and one recording at most")
-    if empty:
-        raise _LeftOut(f"empty member: {empty[0]}")
-    if not places.keys() & {"image", "speech"} or not places.keys() & {"text", "record"}:
-        raise _LeftOut(f"missing partner: there is only {names}")
-    start = min(header.offset for header in group.headers) - _HEADER
-    end = max(header.offset + -(-header.size // _HEADER) * _HEADER for header in group.headers)
-    if end - start > _LARGEST_BYTES:
-        raise _LeftOut(f"too large: {names} and what lies between take {end - start:,} bytes")
-    tar.skip_to(start)
-    data = tar.read(end - start)
-    members = {member: data[header.offset - start :][: header.size] for member, header in places.items()}
-    lie = {f"{member}_{what}": value for member, header in places.items() for what, value in _place(header.offset, header.size)}
-    try:
-        row = media_columns(members.get("image"), members.get("speech"))
-        texts = {name: members.get(name) for name in ("image", "speech", "text", "record")}
-        captions = parse_sample(group.key, **texts).captions
-    except ShardError as error:
-        raise _LeftOut(f"unreadable sample: {error}") from error
-    return {**row, **lie, "offset": start, "bytes": len(data), "crc32": zlib.crc32(data), "captions": len(captions)}
-
-
-def _place(offset: int, size: int) -> tuple[tuple[str, int], tuple[str, int]]:
-    return ("offset", offset), ("bytes", size)
-
-
-def _member(suffix: str) -> str:
-    if suffix in _TEXTS:
-        return "text" if suffix == "txt" else "record"
-    return "image" if suffix in _IMAGES else "speech"
 
 
 def _written(job: _Job, rows: list[dict[str, Any]], sha256: bytes, damage: str) -> _Result:

@@ -60,8 +60,16 @@ class Output(ABC):
         """Let files of `folder` stand in the output, one after the other."""
 
     @abstractmethod
+    def fetch(self, name: str) -> Path | None:
+        """Have a file of the output in `folder`, on this machine; None when there is none."""
+
     def fetch_plan(self) -> bool:
         """Have the plan of the output on this machine; False when there is none."""
+        return self.fetch(f"{WORK}/plan.parquet") is not None
+
+    @abstractmethod
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, that of a file which it replaces."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -133,8 +141,12 @@ class FolderOutput(Output):
     def publish(self, *names: str) -> None:
         """They stand there already."""
 
-    def fetch_plan(self) -> bool:
-        return self.plan.exists()
+    def fetch(self, name: str) -> Path | None:
+        path = self.folder / name
+        return path if path.exists() else None
+
+    def rename(self, old: str, new: str) -> None:
+        (self.folder / old).replace(self.folder / new)
 
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -191,13 +203,19 @@ class StoreOutput(Output):
             if name != f"{WORK}/plan.parquet":
                 here.unlink()
 
-    def fetch_plan(self) -> bool:
+    def fetch(self, name: str) -> Path | None:
         store, root = self._store()
+        path = self.folder / name
         try:
-            store.get_file(f"{root}/{WORK}/plan.parquet", str(self.plan))
+            store.get_file(f"{root}/{name}", str(path))
         except FileNotFoundError:
-            return False
-        return True
+            path.unlink(missing_ok=True)  # some stores have begun it by then
+            return None
+        return path
+
+    def rename(self, old: str, new: str) -> None:
+        store, root = self._store()
+        store.mv(f"{root}/{old}", f"{root}/{new}")
 
     def remove(self, name: str) -> None:
         store, root = self._store()

@@ -7,12 +7,27 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from clipscale import __version__
 from clipscale.settings import Settings
 from data_tools.expressions import Condition
 from data_tools.resizing import Resize
 
-LIMITS = frozenset({"image too small", "image too large", "image too elongated", "recording too short", "recording too long"})
+LIMITS = frozenset(
+    {
+        *("image too small", "image too large", "image too elongated", "recording too short", "recording too long"),
+        *("caption too short", "caption too long"),
+    }
+)
 """Reasons for which a row is left out as asked: it is counted and listed, and is no failure."""
+
+TRANSFORMS = 2
+"""Version of what is done to images, recordings and captions. It grows with every change that gives other bytes of the same input, so that
+a build that was begun by other code is refused and not continued: half its shards would be made in another way."""
+
+
+def code() -> str:
+    """What made a data set, for its fingerprint."""
+    return f"clipscale {__version__}, transforms {TRANSFORMS}"
 
 
 class Packing(Settings):
@@ -22,6 +37,12 @@ class Packing(Settings):
     """Rows a shard is made of; a shard is one process's piece of work and should stay well below 1 GB."""
     where: str | None = None
     """Rows that do not fulfil this condition are not read at all; see expressions.py."""
+    clean_captions: bool = False
+    """Undo what pages of the web do to captions; see captions.py. Without it only control characters and repeated white space go."""
+    min_words: int = Field(default=1, ge=1)
+    """Captions of fewer words are dropped, and rows that have no other; words are what white space separates."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Captions of more words are dropped, and rows that have no other."""
     max_side: int | None = Field(default=None, ge=16, le=16_384)
     """Images whose longer side has more pixels are shrunk to this; the same as `resize` longer:N. None keeps every image as it is."""
     resize: str | None = None
@@ -61,6 +82,8 @@ class Packing(Settings):
     def _check_sizes(self) -> Self:
         if self.resize is not None and self.max_side is not None:
             raise ValueError("max_side N is resize longer:N; give one of them")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise ValueError(f"max_words {self.max_words} is less than min_words {self.min_words}: no caption would be left")
         return self
 
     @cached_property

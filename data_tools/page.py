@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL.ImageFile import ImageFile
 
 from clipscale.data.shards import DatasetIndex, Sample, aside, open_dataset, speech_suffix
 from clipscale.errors import DataError, ShardError
-from data_tools.describe import Description, Spread, duration
+from data_tools.describe import Description, Spread, Texts, duration
 
 _THUMBNAIL = 360  # pixels of the longer side
 _MAX_SOUND_BYTES = 3_000_000
@@ -80,8 +79,8 @@ def _summary(description: Description) -> Iterator[str]:
         "recordings": f"{totals['recordings']:,.0f}",
         "of sound": duration(totals["seconds"]) if totals["seconds"] else "0",
         "captions": f"{totals['captions']:,.0f}",
-        "different captions": f"{len(description.captions):,}",
-        "duplicate media": f"{sum(len(keys) - 1 for keys in description.duplicates):,}",
+        "different captions": f"{description.captions.distinct:,}",
+        "duplicate media": f"{description.duplicates.extra:,}",
     }
     shown = {name: value for name, value in tiles.items() if value != "0" or name == "duplicate media"}
     yield f"<h1>{escape(Path(description.url).name or description.url)}</h1><p class='quiet'>{escape(description.url)}</p>"
@@ -89,26 +88,26 @@ def _summary(description: Description) -> Iterator[str]:
 
 
 def _spreads(spreads: Sequence[Spread]) -> Iterator[str]:
-    charts = [_histogram(spread) for spread in spreads if spread.values.min() < spread.values.max()]
-    constant = "; ".join(spread.line() for spread in spreads if spread.values.min() == spread.values.max())
+    charts = [_histogram(spread) for spread in spreads if len(spread.values) > 1]
+    constant = "; ".join(spread.line() for spread in spreads if len(spread.values) == 1)
     if spreads:
         yield f"<h2>Sizes and lengths</h2><div class='grid'>{''.join(charts)}</div><p class='quiet'>{escape(constant)}</p>"
 
 
 def _histogram(spread: Spread) -> str:
     """Bars with their counts as tooltips; whole numbers of few values get a bar each."""
-    low, high = float(spread.values.min()), float(spread.values.max())
+    low, high = float(spread.values[0]), float(spread.values[-1])
     whole = bool((spread.values == np.rint(spread.values)).all()) and high - low < _BARS
     edges = np.arange(low - 0.5, high + 1.5) if whole else np.linspace(low, high, _BARS + 1)
-    counts, _ = np.histogram(spread.values, edges)
+    counts, _ = np.histogram(spread.values, edges, weights=spread.counts)
     step, most = 240 / len(counts), counts.max()
     bars = "".join(
         f"<rect x='{place * step + 0.5:.2f}' y='{88 - 86 * count / most:.2f}' width='{step - 1:.2f}' height='{86 * count / most + 1:.2f}'>"
-        f"<title>{_range(edges, place, whole)} {escape(spread.unit)}: {count:,}</title></rect>"
+        f"<title>{_range(edges, place, whole)} {escape(spread.unit)}: {count:,.0f}</title></rect>"
         for place, count in enumerate(counts)
         if count
     )
-    middle = f"half of them at most {float(np.median(spread.values)):,.4g}"
+    middle = f"half of them at most {spread.middle:,.4g}"
     return (
         f"<figure><figcaption>{escape(spread.name)} <span class='quiet'>({escape(spread.unit)}; {middle})</span></figcaption>"
         f"<svg viewBox='0 0 240 90' preserveAspectRatio='none' role='img' aria-label='{escape(spread.line(), quote=True)}'>{bars}</svg>"
@@ -121,21 +120,21 @@ def _range(edges: np.ndarray, place: int, whole: bool) -> str:
 
 
 def _tables(description: Description) -> Iterator[str]:
-    counts = {**description.fields, "slots": description.slots}
+    counts = {**description.fields, "slots": Texts(len(description.slots), description.slots.most_common(_LINES))}
     if description.repeated_captions():
         counts["captions"] = description.captions
-    tables = [_table(name, values) for name, values in counts.items() if values]
+    tables = [_table(name, texts) for name, texts in counts.items() if texts.distinct]
     if tables:
         yield f"<h2>Values</h2><div class='grid short'>{''.join(tables)}</div>"
-    if description.duplicates:
-        lines = "".join(f"<tr><td>{escape(' = '.join(keys[:8]))}</td></tr>" for keys in description.duplicates[:20])
+    if description.duplicates.groups:
+        lines = "".join(f"<tr><td>{escape(' = '.join(keys[:8]))}</td></tr>" for keys in description.duplicates.groups[:20])
         yield f"<h2>Samples with the same media</h2><figure><table>{lines}</table></figure>"
 
 
-def _table(name: str, values: Counter[str]) -> str:
-    lines = "".join(f"<tr><td>{escape(value)}</td><td class='number'>{number:,}</td></tr>" for value, number in values.most_common(_LINES))
-    more = f"<p class='quiet'>and {len(values) - _LINES:,} more</p>" if len(values) > _LINES else ""
-    title = f"{escape(name)} <span class='quiet'>({len(values):,} different)</span>"
+def _table(name: str, texts: Texts) -> str:
+    lines = "".join(f"<tr><td>{escape(value)}</td><td class='number'>{number:,}</td></tr>" for value, number in texts.common[:_LINES])
+    more = f"<p class='quiet'>and {texts.distinct - _LINES:,} more</p>" if texts.distinct > _LINES else ""
+    title = f"{escape(name)} <span class='quiet'>({texts.distinct:,} different)</span>"
     return f"<figure><figcaption>{title}</figcaption><table>{lines}</table>{more}</figure>"
 
 

@@ -18,10 +18,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from clipscale import __version__
 from data_tools.cells import ArrowCell, ParquetCell
 from data_tools.media import Address, Medium, MediumState, StoredMedium, TarMember, medium_state
-from data_tools.packing import Packing
+from data_tools.packing import Packing, code
 from data_tools.rows import Row
 
 _KINDS: dict[str, type[StoredMedium]] = {kind.__name__: kind for kind in (TarMember, ParquetCell, ArrowCell, Address)}
@@ -73,7 +72,7 @@ def write_plan(path: Path, rows: Iterable[Row], packing: Packing) -> Plan:
     """Write the plan of `rows`; memory holds one shard's rows at a time."""
     shard_rows, fingerprints, image_bytes, dates = list[int](), list[str](), 0, hashlib.sha256()
     failures, first, addresses = Counter[str](), "", 0
-    salt = f"{__version__} {packing.model_dump_json()}".encode()
+    salt = f"{code()} {packing.model_dump_json()}".encode()
     source = iter(rows)
     with pyarrow.parquet.ParquetWriter(path, _PLAN, compression="zstd", write_statistics=False) as writer:
         while shard := list(islice(source, packing.samples_per_shard)):

@@ -12,15 +12,16 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from clipscale.errors import RunError
+from data_tools.tally import Progress, Tally
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,17 +29,6 @@ Result = TypeVar("Result")
 _LOOK_S = 0.2  # how often progress is shown
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT_BYTES, _MAPPED_FROM_BYTES = 1 << 26, 1 << 24
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What has been done so far."""
-
-    rows: int = 0
-    failed: int = 0
-    bytes: int = 0
-    doing: str = ""
-    """What else is under way."""
 
 
 Count = Callable[[Progress], None]
@@ -63,18 +53,19 @@ def run_all(
 
 def _here(function: Callable[[Item, Count], Result], items: Iterable[Item], show: Callable[[Progress], None]) -> Iterator[Result]:
     _keep_memory()
-    totals, shown = [0, 0, 0], time.monotonic()
+    totals, reasons, shown = [0, 0], Counter[str](), time.monotonic()
 
     def count(step: Progress) -> None:
         nonlocal shown
-        totals[:] = [totals[0] + step.rows, totals[1] + step.failed, totals[2] + step.bytes]
+        totals[:] = [totals[0] + step.rows, totals[1] + step.bytes]
+        reasons.update(step.reasons)
         if time.monotonic() - shown > _LOOK_S:
             shown = time.monotonic()
-            show(Progress(totals[0], totals[1], totals[2]))
+            show(Progress(totals[0], totals[1], dict(reasons)))
 
     for item in items:
         yield function(item, count)
-    show(Progress(totals[0], totals[1], totals[2]))
+    show(Progress(totals[0], totals[1], dict(reasons)))
 
 
 def _in_processes(
@@ -82,23 +73,23 @@ def _in_processes(
 ) -> Iterator[Result]:
     context = multiprocessing.get_context("forkserver")  # a fork of this process could inherit locks of pyarrow's threads
     context.set_forkserver_preload([function.__module__])
-    totals = context.Array("q", 4)  # rows, failed, bytes, and 1 when all shall stop
+    tally = Tally(context)
     source, running = iter(items), set[Future[Result]]()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(totals,)) as executor:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(tally,)) as executor:
         try:
             while True:
                 running |= {executor.submit(_call, function, item) for item in islice(source, 2 * workers - len(running))}
                 if not running:
                     break
                 done, running = wait(running, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
-                show(Progress(*totals[:3]))
+                show(tally.progress())
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
             raise RunError(
                 "a worker process was killed, perhaps for lack of memory; run the same command again, with fewer --workers"
             ) from None
         finally:
-            totals[3] = 1
+            tally.stop()
             executor.shutdown(wait=True, cancel_futures=True)
 
 
@@ -106,12 +97,12 @@ class _Stopped(Exception):
     """The parent does not want the result any more."""
 
 
-_totals: Any = None  # in a worker process: what all of them have done
+_tally: Tally
 
 
-def _start(totals: Any) -> None:
-    global _totals
-    _totals = totals
+def _start(tally: Tally) -> None:
+    global _tally
+    _tally = tally
     _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -138,8 +129,5 @@ def _call(function: Callable[[Item, Count], Result], item: Item) -> Result:
 
 
 def _count(step: Progress) -> None:
-    with _totals.get_lock():
-        if _totals[3]:
-            raise _Stopped
-        for place, amount in enumerate((step.rows, step.failed, step.bytes)):
-            _totals[place] += amount
+    if not _tally.add(step):
+        raise _Stopped

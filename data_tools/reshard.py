@@ -24,8 +24,11 @@ import pyarrow.parquet
 from clipscale.data.shards import KEY, DatasetIndex, Sample, ShardError, ShardInfo, ShardWriter, finished_shard, open_dataset, write_index
 from clipscale.errors import DataError, RunError
 from data_tools.claim import check_output, read_about
-from data_tools.output import WORK, FolderOutput, open_output, write_lines
-from data_tools.pool import Count, Progress, run_all, usable_cores
+from data_tools.finish import standing
+from data_tools.output import WORK, FolderOutput, Output, StoreOutput, open_output
+from data_tools.pool import Count, run_all, usable_cores
+from data_tools.shard_job import finish_shard, standing_shard
+from data_tools.tally import Progress
 
 _PLAN = pyarrow.schema([("source", pyarrow.int32()), ("shard", pyarrow.int32()), ("row", pyarrow.int32()), ("key", pyarrow.string())])
 _READ = 64  # samples read at a time
@@ -59,7 +62,7 @@ class ReshardSummary:
 
 @dataclass(frozen=True)
 class _Job:
-    folder: Path
+    output: Output
     sources: tuple[str, ...]
     number: int
     samples: int
@@ -78,19 +81,18 @@ def reshard(
     samples_per_shard: int = 2_000,
     workers: int | None = None,
     overwrite: bool = False,
+    scratch: Path | None = None,
     show: Callable[[Progress, int], None] | None = None,
 ) -> ReshardSummary:
-    """Make a data set of the samples of others.
+    """Make a data set of the samples of others; `scratch` is where shards wait for their upload to a store.
 
     Raises:
         DataError: a source cannot be opened, nothing is chosen, or `output` holds something else; nothing was written.
         RunError: a sample cannot be read, the disk is full, or a process died; finished shards are kept for the next try.
     """
     choice = choice or Choice()
-    place = open_output(output)
-    if not isinstance(place, FolderOutput):
-        raise DataError(f"output {output}: data sets are resharded into folders of this machine only; copy the result to a store")
-    if any(Path(source).resolve() == place.folder.resolve() for source in sources if "://" not in source):
+    place = open_output(output, scratch=scratch)
+    if any(_same_place(source, place) for source in sources):
         raise DataError(f"output {output}: it is one of the data sets to read; give another folder")
     check_output(place)
     indices = [open_dataset(source) for source in sources]
@@ -99,26 +101,37 @@ def reshard(
     try:
         with place.claimed(None):
             _claim(place, about, overwrite)
+            there = standing(place) if isinstance(place, StoreOutput) else None  # in a folder every shard is looked at
+            if there:
+                return ReshardSummary(place.url, there.samples, there.shards, there.shards, there.bytes)
             sizes = _write_plan(place.plan, indices, choice, samples_per_shard)
             if not sizes:
                 raise DataError(f"{about['input']}: no sample fulfils {choice.about or 'the choice'}; nothing was written")
-            write_lines(place.folder / "build.json", [json.dumps(about, indent=1)])
+            place.write_lines("build.json", [json.dumps(about, indent=1)])
             jobs = [
-                _Job(place.folder, tuple(sources), number, size, _fingerprint(about, number, size, place.plan))
+                _Job(place, tuple(sources), number, size, _fingerprint(about, number, size, place.plan))
                 for number, size in enumerate(sizes)
             ]
             total = sum(sizes)
-            processes = min(workers or usable_cores(), len(jobs))
+            in_memory = any(url.startswith("memory:") for url in (place.url, *sources))  # which other processes do not see
+            processes = 1 if in_memory else min(workers or usable_cores(), len(jobs))
             results = list(run_all(_copy_shard, jobs, workers=processes, show=lambda progress: show(progress, total) if show else None))
             shards = [info for info, _ in sorted(results, key=lambda result: result[0].shard)]
             write_index(place.folder, shards)
+            place.publish("sizes.json", "index.sha256", "index.parquet")
     except OSError as error:
         raise RunError(f"resharding into {output}: {error}. What is finished is kept: run the same command again") from error
     reused = sum(reused for _, reused in results)
     return ReshardSummary(place.url, total, len(shards), reused, sum(shard.tar_bytes for shard in shards))
 
 
-def _claim(place: FolderOutput, about: dict[str, Any], overwrite: bool) -> None:
+def _same_place(source: str, place: Output) -> bool:
+    if isinstance(place, StoreOutput):
+        return source.rstrip("/") == place.url.rstrip("/")
+    return Path(source.removeprefix("file://")).resolve() == place.folder.resolve()
+
+
+def _claim(place: Output, about: dict[str, Any], overwrite: bool) -> None:
     """Make sure that the output is for this; another data set is removed when it may be, its index first."""
     for stray in place.folder.glob(".*.tmp-*"):
         stray.unlink()
@@ -193,18 +206,27 @@ def _opened(url: str) -> DatasetIndex:
 
 
 def _copy_shard(job: _Job, count: Count) -> tuple[ShardInfo, bool]:
-    standing = finished_shard(job.folder, job.shard, plan=job.fingerprint)
-    if standing:
+    whole = _whole(job)
+    if whole:
         count(Progress(job.samples))
-        return standing, True
-    with pyarrow.parquet.ParquetFile(job.folder / WORK / "plan.parquet") as file:
+        return whole, True
+    with pyarrow.parquet.ParquetFile(job.output.plan) as file:
         rows = file.read_row_group(job.number, use_threads=False).to_pylist()
-    with ShardWriter(job.folder, job.shard, plan=job.fingerprint) as writer:
+    with ShardWriter(job.output.folder, job.shard, plan=job.fingerprint) as writer:
         for begin in range(0, len(rows), _READ):
             for row, columns, sample in _samples(job, rows[begin : begin + _READ]):
                 writer.copy(row["key"], columns, sample)
-                count(Progress(1, 0, len(sample)))
+                count(Progress(1, len(sample)))
+    finish_shard(job, writer.info, [])
     return writer.info, False
+
+
+def _whole(job: _Job) -> ShardInfo | None:
+    """The shard, when it stands: in a folder by its bytes, in a store by its mark and size."""
+    if isinstance(job.output, FolderOutput):
+        return finished_shard(job.output.folder, job.shard, plan=job.fingerprint)
+    there = standing_shard(job)
+    return there.shard if there else None
 
 
 def _samples(job: _Job, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any], bytes]]:

@@ -21,12 +21,12 @@ from data_tools.build import run_jobs
 from data_tools.claim import read_about as read_request
 from data_tools.fetch.fetching import Fetching
 from data_tools.finish import FAILED, failed_rows, write_failed_rows
-from data_tools.output import FolderOutput, open_output, write_lines
+from data_tools.output import Output, open_output
 from data_tools.packing import LIMITS, Packing
 from data_tools.plan import Plan, load_plan, read_plan, write_plan
-from data_tools.pool import Progress
 from data_tools.rows import Row
 from data_tools.shard_job import Failure, ShardJob, ShardResult, read_mark
+from data_tools.tally import Progress
 
 _FAILURES = "failures.jsonl"
 
@@ -48,32 +48,30 @@ def retry(
     *,
     workers: int | None = None,
     fetching: Fetching | None = None,
+    scratch: Path | None = None,
     show: Callable[[Progress, int], None] | None = None,
 ) -> RetrySummary:
-    """Try the failed rows of a data set again.
+    """Try the failed rows of a data set again; `scratch` is where shards wait for their upload to a store.
 
     Raises:
         DataError: there is no whole data set that was built here.
         RunError: the disk is full, or a process died; the data set is as it was, and the same command goes on.
     """
-    place = open_output(folder)
-    if not isinstance(place, FolderOutput):
-        raise DataError(f"data set {folder}: shards are added in folders of this machine only; copy it, retry, and copy the new files back")
+    place = open_output(folder, scratch=scratch)
     about = read_request(place)
     if about is None or "index.parquet" not in place.sizes():
         raise DataError(f"data set {folder}: there is no whole data set that clipscale-shards build made; run the build to its end first")
     try:
         with place.claimed(None):
-            failed = place.folder / FAILED
-            digest = _sha256(failed)
-            if digest and read_about(place.folder).get("retried") == digest:
-                _take_over(place.folder)  # killed between the index and this
-                if digest == _sha256(failed):
+            digest = _sha256(place)
+            if digest and _about_index(place).get("retried") == digest:
+                _take_over(place)  # killed between the index and this
+                if digest == _sha256(place):
                     raise DataError(
                         f"data set {folder}: the rows in {FAILED} were tried already, and the list of what still failed is lost; "
                         f"remove {FAILED}"
                     )
-                digest = _sha256(failed)
+                digest = _sha256(place)
             if not digest:
                 return RetrySummary(0, 0, [], {})
             return _Retry(place, Packing.model_validate(about["packing"]), digest).run(workers, fetching or Fetching(), show)
@@ -83,37 +81,40 @@ def retry(
 
 @dataclass(frozen=True)
 class _Retry:
-    place: FolderOutput
+    place: Output
     packing: Packing
     digest: str
     """Of failed.parquet."""
 
     def run(self, workers: int | None, fetching: Fetching, show: Callable[[Progress, int], None] | None) -> RetrySummary:
-        folder, shards = self.place.folder, _index(self.place.folder)
+        place, shards = self.place, _index(self.place)
         first = max(int(shard.shard) for shard in shards) + 1
-        plan = write_plan(self.place.plan, _rows(folder / FAILED), self.packing)
+        plan = write_plan(place.plan, _rows(_fetched(place, FAILED)), self.packing)
         jobs = [
-            ShardJob(self.place, first + number, rows, fingerprint, self.packing, first=first)
+            ShardJob(place, first + number, rows, fingerprint, self.packing, first=first)
             for number, (rows, fingerprint) in enumerate(zip(plan.shard_rows, plan.fingerprints, strict=True))
         ]
+        workers = 1 if place.url.startswith("memory:") else workers
         results = run_jobs(jobs, plan, workers=workers, fetching=fetching, show=show)
         self._stage(plan, first)
         added = [result.shard for result in results if result.shard]
         if added:
-            write_index(folder, [*shards, *added], about={**read_about(folder), "retried": self.digest})
-        _take_over(folder)
+            write_index(place.folder, [*shards, *added], about={**_about_index(place), "retried": self.digest})
+            place.publish("sizes.json", "index.sha256", "index.parquet")
+        _take_over(place)
         return _summary(plan, added, results)
 
     def _stage(self, plan: Plan, first: int) -> None:
         """Write what still fails beside its final place."""
-        folder = self.place.folder
-        numbers = range(len(plan.shard_rows))
+        place, numbers = self.place, range(len(plan.shard_rows))
         still = (row for number in numbers for row in failed_rows(read_plan(plan.path, number), self._failures(first + number)))
-        if not write_failed_rows(_staged(folder, FAILED), still):
-            _staged(folder, FAILED).write_bytes(b"")
-        lines = [line for line in _lines(folder / _FAILURES) if json.loads(line)["reason"] in LIMITS]
+        if not write_failed_rows(place.folder / _staged(FAILED), still):
+            (place.folder / _staged(FAILED)).write_bytes(b"")
+        place.publish(_staged(FAILED))
+        before = (place.read(_FAILURES) or b"").decode().splitlines()
+        lines = [line for line in before if json.loads(line)["reason"] in LIMITS]
         more = (failure for number in numbers for failure in self._failures(first + number))
-        write_lines(_staged(folder, _FAILURES), [*lines, *(json.dumps(asdict(failure), ensure_ascii=False) for failure in more)])
+        place.write_lines(_staged(_FAILURES), [*lines, *(json.dumps(asdict(failure), ensure_ascii=False) for failure in more)])
 
     def _failures(self, shard: int) -> list[Failure]:
         mark = read_mark(self.place, shard)
@@ -130,30 +131,38 @@ def _rows(path: Path) -> Iterator[Row]:
         yield from read_plan(path, number)
 
 
-def _index(folder: Path) -> list[ShardInfo]:
-    with pyarrow.parquet.ParquetFile(folder / "index.parquet", pre_buffer=False) as file:
+def _fetched(place: Output, name: str) -> Path:
+    path = place.fetch(name)
+    if path is None:
+        raise FileNotFoundError(f"{name} is gone")
+    return path
+
+
+def _index(place: Output) -> list[ShardInfo]:
+    with pyarrow.parquet.ParquetFile(_fetched(place, "index.parquet"), pre_buffer=False) as file:
         return [ShardInfo(**row) for row in file.read(use_threads=False).to_pylist()]
 
 
-def _staged(folder: Path, name: str) -> Path:
-    return folder / f".{name}.tmp-0"
+def _about_index(place: Output) -> dict[str, str]:
+    return read_about(_fetched(place, "index.parquet").parent)
 
 
-def _take_over(folder: Path) -> None:
+def _staged(name: str) -> str:
+    return f".{name}.tmp-0"
+
+
+def _take_over(place: Output) -> None:
     """Let what was staged stand; an empty file stands for none."""
     for name in (_FAILURES, FAILED):
-        staged = _staged(folder, name)
-        if staged.exists():
-            if staged.stat().st_size:
-                staged.replace(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
-                staged.unlink()
+        size = place.sizes().get(_staged(name))
+        if size:
+            place.rename(_staged(name), name)
+        elif size == 0:
+            place.remove(name)
+            place.remove(_staged(name))
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines() if path.exists() else []
+def _sha256(place: Output) -> str:
+    """Of failed.parquet; empty when there is none."""
+    data = place.read(FAILED)
+    return "" if data is None else hashlib.sha256(data).hexdigest()

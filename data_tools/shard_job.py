@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from clipscale.data.shards import ShardInfo, ShardWriter, finished_shard
 from clipscale.errors import DataError, ShardError
+from data_tools.captions import pack_captions
 from data_tools.fetch.store import forget, with_bodies
 from data_tools.images import pack_image
 from data_tools.media import read_medium
 from data_tools.output import WORK, Output, StoreOutput
 from data_tools.packing import BadRow, Packing
 from data_tools.plan import read_plan
-from data_tools.pool import Count, Progress
+from data_tools.pool import Count
 from data_tools.rows import Row
 from data_tools.speech import pack_speech
+from data_tools.tally import Progress
 
 _MAX_TEXT_BYTES = 1 << 19  # of captions and record together; readers refuse 1 MiB
 
@@ -87,6 +89,19 @@ class Mark:
         return json.dumps({"plan": self.plan, "shard": shard, "failures": [asdict(failure) for failure in self.failures]})
 
 
+class PlannedShard(Protocol):
+    """A shard that a plan asks for."""
+
+    @property
+    def output(self) -> Output: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def shard(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
 class _NothingToWrite(Exception):
     """Every row failed."""
 
@@ -95,26 +110,32 @@ def build_shard(job: ShardJob, count: Count) -> ShardResult:
     """Build the shard, unless it stands already; its mark is written last, and says that the job is done."""
     standing = standing_shard(job)
     if standing:
-        count(Progress(job.rows, standing.reasons.total()))
+        count(Progress(job.rows, reasons=standing.reasons))
         forget(job.work, job.number)
         return standing
     info, failures = _write(job, count)
+    result = finish_shard(job, info, failures)
+    forget(job.work, job.number)
+    return result
+
+
+def finish_shard(job: PlannedShard, info: ShardInfo | None, failures: list[Failure]) -> ShardResult:
+    """Let a shard that was written stand in the output, and mark its job as done."""
     if info:
         job.output.publish(f"{job.shard}.tar", f"{job.shard}.parquet")
     mark = Mark(job.fingerprint, info, failures)
     job.output.write_lines(_mark_name(job.number), [mark.line()])
-    forget(job.work, job.number)
     return mark.result(job.number, reused=False)
 
 
-def standing_shard(job: ShardJob) -> ShardResult | None:
+def standing_shard(job: PlannedShard) -> ShardResult | None:
     """What came of a job that is done already, and undamaged; else None."""
     mark = read_mark(job.output, job.number)
     whole = mark is not None and mark.plan == job.fingerprint and _stands(job, mark)
     return mark.result(job.number, reused=True) if mark and whole else None
 
 
-def _stands(job: ShardJob, mark: Mark) -> bool:
+def _stands(job: PlannedShard, mark: Mark) -> bool:
     """Whether the shard is there and undamaged; in a store only whether it has its size, since reading it would be fetching it."""
     if mark.shard is None:
         return True
@@ -146,10 +167,10 @@ def _write(job: ShardJob, count: Count) -> tuple[ShardInfo | None, list[Failure]
             for index, row in enumerate(with_bodies(read_plan(job.output.plan, job.group), job.work, job.number)):
                 try:
                     size = _write_row(writer, f"{job.number:06d}{index:06d}", row, job.packing)
-                    count(Progress(1, 0, size))
+                    count(Progress(1, size))
                 except BadRow as error:
                     failures.append(Failure(row.name, error.reason, error.detail))
-                    count(Progress(1, 1, 0))
+                    count(Progress(1, reasons={error.reason: 1}))
             if len(failures) == job.rows:
                 raise _NothingToWrite
     except _NothingToWrite:
@@ -175,9 +196,7 @@ def pack_row(row: Row, packing: Packing) -> PackedRow:
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
         raise BadRow(reason, detail)
-    captions = clean_captions(row.captions)
-    if not captions:
-        raise BadRow("no caption", "it is empty" if row.captions else "there is none")
+    captions = pack_captions(row.captions, packing)
     if len(json.dumps([captions, dict(row.record)])) > _MAX_TEXT_BYTES:
         raise BadRow("too much text", f"captions and fields together have more than {_MAX_TEXT_BYTES} bytes")
     if row.image is None and row.speech is None:
@@ -195,13 +214,3 @@ def _write_row(writer: ShardWriter, key: str, row: Row, packing: Packing) -> int
     except (ShardError, DataError) as error:
         raise BadRow("refused by the shard format", str(error)) from error
     return len(packed.image or b"") + len(packed.speech or b"")
-
-
-def clean_captions(captions: Sequence[str]) -> list[str]:
-    """Captions with single spaces and no control characters; empty ones and repetitions are dropped."""
-    cleaned = (" ".join(_without_controls(caption).split()) for caption in captions)
-    return list(dict.fromkeys(caption for caption in cleaned if caption))
-
-
-def _without_controls(text: str) -> str:
-    return text if text.isprintable() else "".join(char if char >= " " else " " for char in text)

@@ -37,9 +37,10 @@ from clipscale.data.shards import (
 from clipscale.errors import DataError, ShardError
 from data_tools.images import check_image
 from data_tools.packing import BadRow
-from data_tools.pool import Count, Progress, run_all, usable_cores
+from data_tools.pool import Count, run_all, usable_cores
 from data_tools.speech import check_recording
 from data_tools.summed import SummedFile
+from data_tools.tally import Progress
 
 _MEMBERS = ("image", "speech", "text", "record")
 _SUMS = "index.sha256"
@@ -194,7 +195,8 @@ def _check_shard(check: _ShardCheck, count: Count) -> list[Finding]:
         findings = [Finding(name, "", "missing file", "index.parquet lists it")]
     except OSError as error:
         findings = [Finding(check.tar, "", "unreadable file", str(error)[:200])]
-    count(Progress(check.row["samples"] if check.quick else 0, len(findings)))
+    reasons = Counter(finding.reason for finding in findings)
+    count(Progress(check.row["samples"] if check.quick else 0, reasons=reasons))
     return findings
 
 
@@ -254,7 +256,7 @@ def _check_tar(check: _ShardCheck, rows: list[dict[str, Any]], count: Count) -> 
             reason, detail = _sample_damage(row, tar.read(row["bytes"]))
             if reason:
                 findings.append(Finding(check.tar, row["key"], reason, detail))
-            count(Progress(1, bool(reason), row["bytes"]))
+            count(Progress(1, row["bytes"]))
         tar.finish()
     if tar.position != check.row["tar_bytes"]:
         findings.insert(0, _wrong_size(check, tar.position))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import struct
 import threading
 import zlib
@@ -153,11 +154,11 @@ GOOD: dict[str, Answer] = {
 
 
 @contextmanager
-def hostile_server() -> Iterator[Server]:
-    """The server, until the block ends."""
+def hostile_server(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    """The server, until the block ends; with `tls` it speaks https alone."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     server = Server(listener.getsockname()[1])
-    threading.Thread(target=_accept, args=(listener, server), daemon=True).start()
+    threading.Thread(target=_accept, args=(listener, server, tls), daemon=True).start()
     try:
         yield server
     finally:
@@ -165,15 +166,15 @@ def hostile_server() -> Iterator[Server]:
         listener.close()
 
 
-def _accept(listener: socket.socket, server: Server) -> None:
+def _accept(listener: socket.socket, server: Server, tls: ssl.SSLContext | None) -> None:
     with suppress(OSError):
         while True:
             connection, _ = listener.accept()
-            threading.Thread(target=_serve, args=(connection, server), daemon=True).start()
+            threading.Thread(target=_serve, args=(connection, server, tls), daemon=True).start()
 
 
-def _serve(connection: socket.socket, server: Server) -> None:
-    with connection, suppress(OSError):
+def _serve(plain: socket.socket, server: Server, tls: ssl.SSLContext | None) -> None:
+    with plain, suppress(OSError), tls.wrap_socket(plain, server_side=True) if tls else plain as connection:
         data = b""
         while b"\r\n\r\n" not in data:
             more = connection.recv(65_536)
@@ -191,5 +192,7 @@ def _serve(connection: socket.socket, server: Server) -> None:
             HOSTILE[name][0](request)
         elif name in GOOD:
             GOOD[name](request)
+        elif name == "elsewhere.png":
+            redirect("https://elsewhere.example/good3.png")(request)
         else:
             request.answer(b"", status="404 Not Found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound="Packing | Fetching")
 _WEB = "Addresses of the web: how they are fetched"
 
+Scratch = Annotated[
+    Path | None,
+    typer.Option(help="Folder in which shards wait for their upload, when it goes to an address.", show_default="temporary"),
+]
 Deadline = Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest time for one address in seconds, redirects included.")]
 ConnectTimeout = Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest wait for a connection, seconds.")]
 ReadTimeout = Annotated[float, typer.Option(rich_help_panel=_WEB, help="Longest silence of a server, seconds.")]

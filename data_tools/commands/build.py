@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,18 +19,18 @@ from data_tools.commands._options import (
     MaxBytes,
     PerHost,
     ReadTimeout,
+    Scratch,
     Threads,
     Tries,
     UserAgent,
     checked,
     fetching_of,
 )
-from data_tools.terminal import errors, progress_line, say, size
+from data_tools.commands._shown import show_guesses, show_rows, show_summary
+from data_tools.terminal import progress_line
 
 if TYPE_CHECKING:
-    from data_tools.finish import BuildSummary
     from data_tools.packing import Packing
-    from data_tools.rows import Row, Rows
 
 HELP = """
 Make a data set for training and evaluation out of images or recordings with captions.
@@ -83,38 +81,8 @@ _FOLDERS = "Folders: where captions come from"
 _TARS = "Tars"
 _NODES = "Several nodes: each runs the same command with its own --node"
 _CHOICE = "Which rows are packed"
+_CAPTIONS = "What captions become"
 _IMAGES = "What images become"
-
-
-class CaptionsFrom(Enum):
-    """Where a folder's captions come from."""
-
-    auto = "auto"
-    files = "files"
-    folders = "folders"
-
-
-class DamagedTars(Enum):
-    """What is done about tars that are not whole."""
-
-    refuse = "refuse"
-    keep = "keep"
-
-
-class ImageFormat(Enum):
-    """What images are stored as."""
-
-    keep = "keep"
-    jpg = "jpg"
-    png = "png"
-    webp = "webp"
-
-
-class CheckImages(Enum):
-    """How closely images are looked at."""
-
-    decode = "decode"
-    header = "header"
 
 
 def build(
@@ -178,7 +146,7 @@ def build(
         ),
     ] = None,
     captions_from: Annotated[
-        CaptionsFrom | None,
+        Literal["auto", "files", "folders"] | None,
         typer.Option(
             rich_help_panel=_FOLDERS,
             help="Captions are in 'files' (.txt or .json beside each) or are the names of the 'folders'.",
@@ -192,7 +160,7 @@ def build(
         ),
     ] = None,
     damaged_tars: Annotated[
-        DamagedTars | None,
+        Literal["refuse", "keep"] | None,
         typer.Option(
             rich_help_panel=_TARS,
             help="A tar that is cut off or damaged: 'refuse' it, or 'keep' the samples before the damage; what is lost is one failed row.",
@@ -212,6 +180,23 @@ def build(
             rich_help_panel=_CHOICE,
             help="Only rows for which this holds: 'width >= 256 and lang == \"en\" and words(caption) > 2'; any column may be named.",
             show_default="all rows",
+        ),
+    ] = None,
+    clean_captions: Annotated[
+        bool,
+        typer.Option(
+            "--clean-captions",
+            rich_help_panel=_CAPTIONS,
+            help="Repair captions of the web: HTML characters and tags, invisible characters, Unicode NFC; docs/shards.md has the rules.",
+        ),
+    ] = False,
+    min_words: Annotated[
+        int, typer.Option(rich_help_panel=_CAPTIONS, help="Drop captions of fewer words, and rows that have no other.")
+    ] = 1,
+    max_words: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_CAPTIONS, help="Drop captions of more words, and rows that have no other.", show_default="any length"
         ),
     ] = None,
     min_side: Annotated[
@@ -245,8 +230,9 @@ def build(
         ),
     ] = None,
     image_format: Annotated[
-        ImageFormat, typer.Option(rich_help_panel=_IMAGES, help="Store all images as jpg, png or webp; 'keep' leaves each what it is.")
-    ] = ImageFormat.keep,
+        Literal["keep", "jpg", "png", "webp"],
+        typer.Option(rich_help_panel=_IMAGES, help="Store all images as jpg, png or webp; 'keep' leaves each what it is."),
+    ] = "keep",
     quality: Annotated[
         int | None,
         typer.Option(
@@ -256,11 +242,11 @@ def build(
         ),
     ] = None,
     check_images: Annotated[
-        CheckImages,
+        Literal["decode", "header"],
         typer.Option(
             rich_help_panel=_IMAGES, help="'decode' finds every unreadable image; 'header' is several times faster and finds those cut off."
         ),
-    ] = CheckImages.decode,
+    ] = "decode",
     samples_per_shard: Annotated[int, typer.Option(help="Rows in a tar file.")] = 2_000,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")
@@ -280,10 +266,7 @@ def build(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", rich_help_panel=_NODES, help="Write the plan into OUTPUT, and no shard.")
     ] = False,
-    scratch: Annotated[
-        Path | None,
-        typer.Option(help="Folder in which shards wait for their upload, when OUTPUT is an address.", show_default="temporary"),
-    ] = None,
+    scratch: Scratch = None,
     max_bad: Annotated[
         float | None,
         typer.Option(
@@ -323,24 +306,27 @@ def build(
         "speaker_column": speaker_column,
         "split": split,
         "encoding": encoding,
-        "captions_from": captions_from and captions_from.value,
+        "captions_from": captions_from,
         "caption_template": caption_template,
-        "damaged_tars": damaged_tars and damaged_tars.value,
+        "damaged_tars": damaged_tars,
     }
     rows = open_rows(input, kind=kind, **options)
     packing = _packing(
         samples_per_shard=samples_per_shard,
         where=where,
+        clean_captions=clean_captions,
+        min_words=min_words,
+        max_words=max_words,
         max_side=max_side,
         resize=resize,
-        image_format=image_format.value,
+        image_format=image_format,
         quality=quality,
         min_side=min_side,
         max_pixels=max_pixels,
         max_aspect=max_aspect,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
-        check_images=check_images.value,
+        check_images=check_images,
     )
     fetching = fetching_of(
         deadline=deadline,
@@ -356,9 +342,9 @@ def build(
         ignore_opt_out=ignore_opt_out,
         allow_loopback=allow_loopback,
     )
-    _show_guesses(rows)
+    show_guesses(rows)
     if dry_run:
-        _show_rows(rows, packing)
+        show_rows(rows, packing)
         return
     if (node is None) != (of is None):
         raise ConfigError("--node and --of go together: --node 0 --of 4 is the first of four")
@@ -384,67 +370,3 @@ def _packing(**settings: Any) -> Packing:
     from data_tools.packing import Packing
 
     return checked(Packing, settings)
-
-
-def _show_guesses(rows: Rows) -> None:
-    from clipscale.settings import part_name
-
-    lines = [f"input: {rows.input}, read as {part_name(type(rows))}", *rows.guesses()]
-    say("\n".join(lines), console=errors)
-
-
-def _show_rows(rows: Rows, packing: Packing) -> None:
-    from data_tools.claim import chosen_rows
-
-    for row in islice(chosen_rows(rows, packing), 10):
-        say("\n".join(_row_lines(row, packing)))
-
-
-def _row_lines(row: Row, packing: Packing) -> list[str]:
-    """A row as it would be packed."""
-    from data_tools.media import Address
-    from data_tools.packing import BadRow
-    from data_tools.shard_job import pack_row
-
-    url = next((medium.url for medium in (row.image, row.speech) if isinstance(medium, Address)), None)
-    if url is not None:
-        return [row.name, f"  to be fetched: {url}", *(f"  caption: {caption}" for caption in row.captions)]
-    try:
-        packed = pack_row(row, packing)
-    except BadRow as error:
-        return [f"{row.name}: would be left out: {error}"]
-    media = [
-        (what, medium, data) for what, medium, data in (("image", row.image, packed.image), ("speech", row.speech, packed.speech)) if data
-    ]
-    return [
-        row.name,
-        *(
-            f"  {what}: {'' if isinstance(medium, bytes) else medium} as {_kind(what, data)}, {size(len(data))}"
-            for what, medium, data in media
-        ),
-        *(f"  caption: {caption}" for caption in packed.captions),
-        *(f"  {name}: {value}" for name, value in row.record.items()),
-    ]
-
-
-def _kind(what: str, data: bytes) -> str:
-    from clipscale.data.shards import image_size, image_suffix, speech_length, speech_suffix
-
-    if what == "image":
-        return f"{image_suffix(data)} of {'×'.join(map(str, image_size(data)))} pixels"
-    frames, rate = speech_length(data)
-    return f"{speech_suffix(data)} of {frames / rate:.2f} s at {rate} Hz"
-
-
-def show_summary(summary: BuildSummary, seconds: float) -> None:
-    """Say what a build came to."""
-    kept = f" ({summary.reused_shards} stood already)" if summary.reused_shards else ""
-    say(f"{summary.output}: {summary.samples:,} samples in {summary.shards:,} shards{kept}, {size(summary.bytes)}, {seconds:.1f} s")
-    if summary.failures:
-        counts = ", ".join(f"{reason} {number}" for reason, number in sorted(summary.failures.items()))
-        say(f"left out: {counts}; see {summary.output.rstrip('/')}/failures.jsonl")
-    if summary.unfinished:
-        say(
-            f"{summary.unfinished:,} shards are still to be built, by other nodes or by this command again; the node that ends last writes "
-            f"the index, or: clipscale-shards finish {summary.output}"
-        )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from data_tools.terminal import lines_file, progress_line, say
+from data_tools.terminal import lines_file, progress_line, say, text_file
 
 HELP = """
 Find samples that hold the same as an earlier one, or nearly: within a data set, across several, or as an evaluation set (--against).
@@ -48,22 +48,20 @@ def dedupe(
     from data_tools.dedupe import dedupe as find_repeats
 
     started, printed = time.monotonic(), 0
-    left_out: list[str] = []
     with ExitStack() as stack:
         write = stack.enter_context(lines_file(repeats))
+        leave_out = stack.enter_context(text_file(keys))
         show: Any = stack.enter_context(progress_line("comparing"))
 
         def found(repeat: Repeat) -> None:
             nonlocal printed
             write(vars(repeat))
-            left_out.append(f"{repeat.place}-{repeat.key}" if len(datasets) > 1 else repeat.key)
+            leave_out(f"{repeat.place}-{repeat.key}" if len(datasets) > 1 else repeat.key)
             printed += 1
             if printed <= most:
                 say(f"{repeat.dataset} {repeat.key} = {repeat.of_dataset} {repeat.of_key}: {repeat.how}")
 
         result = find_repeats(datasets, found=found, against=against or (), distance=-1 if exact else distance, workers=workers, show=show)
-    if keys:
-        keys.write_text("".join(f"{key}\n" for key in left_out), "utf-8")
     if printed > most:
         say(f"... and {printed - most:,} more{'' if repeats else ' (--repeats FILE lists all)'}")
     what = f"repeat samples of {', '.join(against)}" if against else "repeat earlier ones"

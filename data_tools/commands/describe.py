@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from data_tools.terminal import say
+from clipscale.errors import DataError
+from data_tools.terminal import progress_line, say
 
 
 def describe(
@@ -22,7 +23,10 @@ def describe(
     from data_tools.describe import describe as describe_dataset
     from data_tools.page import write_page
 
-    description = describe_dataset(dataset)
+    if page and not page.absolute().parent.is_dir():
+        raise DataError(f"page {page}: cannot be written: there is no folder {page.parent}")
+    with progress_line("describing") as show:
+        description = describe_dataset(dataset, show=show)
     say("\n".join(description.lines()))
     if page:
         write_page(description, page, num_samples=samples)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from data_tools.commands.build import show_summary
+from data_tools.commands._shown import show_summary
 
 
 def finish(

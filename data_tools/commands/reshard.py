@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipscale.errors import ConfigError
+from data_tools.commands._options import Scratch
 from data_tools.terminal import progress_line, say, size
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ Examples:
     clipscale-shards reshard shards/photos --into shards/clean --without duplicates.txt --samples-per-shard 5000
 """
 
-_INTO = "Folder for the result; new, empty, or left by an interrupted command."
+_INTO = "Folder for the result, or the fsspec address of one: new, empty, or left by an interrupted command."
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another data set that stands there.")]
 _Workers = Annotated[int | None, typer.Option(min=1, help="Processes; the result does not depend on it.", show_default="one a core")]
 _ShardSize = Annotated[int, typer.Option(min=1, max=100_000, help="Samples in a tar file.")]
@@ -60,37 +61,39 @@ _ShardSize = Annotated[int, typer.Option(min=1, max=100_000, help="Samples in a 
 
 def merge(
     datasets: Annotated[list[str], typer.Argument(help="Data sets: folders, or fsspec addresses.", show_default=False)],
-    into: Annotated[Path, typer.Option(help=_INTO, show_default=False)],
+    into: Annotated[str, typer.Option(help=_INTO, show_default=False)],
     samples_per_shard: _ShardSize = 2_000,
     workers: _Workers = None,
     overwrite: _Overwrite = False,
+    scratch: Scratch = None,
 ) -> None:
     from data_tools.reshard import Choice
 
     if len(datasets) < 2:
         raise ConfigError("merge takes two data sets or more; for one there is clipscale-shards reshard")
-    _make(datasets, into, Choice(), samples_per_shard, workers, overwrite)
+    _make(datasets, into, Choice(), samples_per_shard, workers, overwrite, scratch)
 
 
 def split(
     dataset: Annotated[str, typer.Argument(help="Folder of a data set, or its fsspec address.", show_default=False)],
     part: Annotated[list[str], typer.Option(help="NAME=FRACTION, or NAME='condition'; once for each part.", show_default=False)],
-    into: Annotated[Path, typer.Option(help="Folder for the parts, each in a folder of its name.", show_default=False)],
+    into: Annotated[str, typer.Option(help="Folder or fsspec address for the parts, each in a folder of its name.", show_default=False)],
     by: Annotated[str, typer.Option(help="What must not be in two parts: a field of the record (speaker, ...), or the key.")] = "key",
     seed: Annotated[int, typer.Option(help="Another seed gives other parts.")] = 0,
     samples_per_shard: _ShardSize = 2_000,
     workers: _Workers = None,
     overwrite: _Overwrite = False,
+    scratch: Scratch = None,
 ) -> None:
     from data_tools.split import split_choices
 
     for name, choice in split_choices(dataset, part, by=by, seed=seed).items():
-        _make([dataset], into / name, choice, samples_per_shard, workers, overwrite)
+        _make([dataset], f"{into.rstrip('/')}/{name}", choice, samples_per_shard, workers, overwrite, scratch)
 
 
 def reshard(
     dataset: Annotated[str, typer.Argument(help="Folder of a data set, or its fsspec address.", show_default=False)],
-    into: Annotated[Path, typer.Option(help=_INTO, show_default=False)],
+    into: Annotated[str, typer.Option(help=_INTO, show_default=False)],
     where: Annotated[
         str | None,
         typer.Option(
@@ -104,18 +107,36 @@ def reshard(
     samples_per_shard: _ShardSize = 2_000,
     workers: _Workers = None,
     overwrite: _Overwrite = False,
+    scratch: Scratch = None,
 ) -> None:
     from data_tools.split import filter_choice
 
-    _make([dataset], into, filter_choice(dataset, where, without), samples_per_shard, workers, overwrite)
+    _make([dataset], into, filter_choice(dataset, where, without), samples_per_shard, workers, overwrite, scratch)
 
 
-def _make(datasets: Sequence[str], into: Path, choice: Choice, samples_per_shard: int, workers: int | None, overwrite: bool) -> None:
+def _make(
+    datasets: Sequence[str],
+    into: str,
+    choice: Choice,
+    samples_per_shard: int,
+    workers: int | None,
+    overwrite: bool,
+    scratch: Path | None,
+) -> None:
     from data_tools.reshard import reshard as make
 
     started = time.monotonic()
     with progress_line("copying") as show:
-        summary = make(datasets, into, choice=choice, samples_per_shard=samples_per_shard, workers=workers, overwrite=overwrite, show=show)
+        summary = make(
+            datasets,
+            into,
+            choice=choice,
+            samples_per_shard=samples_per_shard,
+            workers=workers,
+            overwrite=overwrite,
+            scratch=scratch,
+            show=show,
+        )
     kept = f" ({summary.reused_shards} stood already)" if summary.reused_shards else ""
     took = time.monotonic() - started
     say(f"{summary.output}: {summary.samples:,} samples in {summary.shards:,} shards{kept}, {size(summary.bytes)}, {took:.1f} s")

@@ -17,6 +17,7 @@ from data_tools.commands._options import (
     MaxBytes,
     PerHost,
     ReadTimeout,
+    Scratch,
     Threads,
     Tries,
     UserAgent,
@@ -39,8 +40,11 @@ Examples:
 
 
 def retry(
-    dataset: Annotated[str, typer.Argument(help="Folder of a data set that clipscale-shards build made.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Argument(help="Data set that clipscale-shards build made: a folder, or its fsspec address.", show_default=False)
+    ],
     workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a core")] = None,
+    scratch: Scratch = None,
     deadline: Deadline = 60.0,
     connect_timeout: ConnectTimeout = 10.0,
     read_timeout: ReadTimeout = 15.0,
@@ -72,7 +76,7 @@ def retry(
     )
     started = time.monotonic()
     with progress_line("retrying") as show:
-        summary = retry_dataset(dataset, workers=workers, fetching=fetching, show=show)
+        summary = retry_dataset(dataset, workers=workers, fetching=fetching, scratch=scratch, show=show)
     if not summary.tried:
         say(f"{dataset}: no row failed; nothing to try again")
         return

@@ -84,12 +84,20 @@ def host_of(url: str) -> str:
 class Fetcher:
     """Fetches addresses; safe to use from several threads."""
 
-    def __init__(self, fetching: Fetching, *, names: Names | None = None, network: httpcore2.NetworkBackend | None = None) -> None:
+    def __init__(
+        self,
+        fetching: Fetching,
+        *,
+        names: Names | None = None,
+        network: httpcore2.NetworkBackend | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls` says which certificates are believed; those of the system unless given."""
         self.fetching = fetching
         self._names = names or Names(allow_loopback=fetching.allow_loopback)
         self._network = network or httpcore2.SyncBackend()
         self._robots = Robots(fetching.user_agent, self._read_robots)
-        self._tls = httpcore2.default_ssl_context()
+        self._tls = tls or httpcore2.default_ssl_context()
 
     def close(self) -> None:
         """Stop looking up names."""
@@ -147,6 +155,8 @@ class Fetcher:
         except (httpcore2.ConnectTimeout, httpcore2.ConnectError) as error:
             if deadline.passed:
                 raise self._too_slow(hop) from None
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise _Failed("bad certificate", f"{hop.origin}: {error.__cause__.verify_message}") from error
             raise _Failed("no connection", f"{hop.origin}: {error or type(error).__name__}", again=True, unreachable=True) from error
         except (httpcore2.ReadTimeout, httpcore2.WriteTimeout):
             if deadline.passed:

@@ -70,6 +70,11 @@ class Folder(Rows):
                 f"caption template '{self.caption_template}' does not say where the label goes; write for instance 'a photo of a {{label}}'"
             )
         head = [group for _, group in islice(self._groups(), _HEAD) if group.media]
+        if self.captions_from == "folders" and head and all(path.parent == self.input for group in head for path in group.media):
+            raise DataError(
+                f"input {self.input}: its files lie in the folder itself, and only folders in there can be captions; sort the files into "
+                f"folders named after what they show, or give the folder above as INPUT"
+            )
         if self.captions_from != "auto":
             return self.captions_from
         if any(group.text or group.record for group in head):

@@ -5,13 +5,13 @@ Also the manifests of NeMo and others: {"audio_filepath": "a.wav", "text": "..."
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from clipscale.errors import DataError
 from data_tools.rows._columns import ColumnRows
+from data_tools.rows._json_stream import list_items
 from data_tools.rows._text import json_object, open_text, undecodable
 
 _HEAD = 1 << 20
@@ -46,11 +46,10 @@ class Jsonl(ColumnRows):
         """Items of a file that is one JSON list, counted from 1."""
         try:
             with open_text(self.input, self.encoding) as file:
-                items = json.loads(file.read(), parse_constant=lambda _: None)
-        except (ValueError, RecursionError) as error:
+                for number, item in enumerate(list_items(file), start=1):
+                    yield number, item if isinstance(item, dict) else f"a JSON {type(item).__name__}, not an object"
+        except ValueError as error:
             raise DataError(f"input {self.input}: it cannot be read as JSON ({error})") from error
-        for number, item in enumerate(items, start=1):
-            yield number, item if isinstance(item, dict) else f"a JSON {type(item).__name__}, not an object"
 
 
 def _is_list(head: str) -> bool:

@@ -5,7 +5,6 @@ A json with `images`, each with `filename`, perhaps `filepath`, `split` and `sen
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 from clipscale.errors import DataError
 from data_tools.rows import Row, Rows
 from data_tools.rows._arrow import choose_split
+from data_tools.rows._json_stream import member_items
+from data_tools.rows._text import open_text
 
 _HEAD_BYTES = 1 << 16
 _HEAD = 100
@@ -36,17 +37,13 @@ class Karpathy(Rows):
         return head.lstrip().startswith(b"{") and b'"sentences"' in head and b'"sentids"' in head
 
     def guesses(self) -> list[str]:
-        images = list(self._chosen())
-        missing = not any(path.is_file() for path in (self._path(image, self._folder()) for image in islice(images, _HEAD)))
-        if missing:
-            raise DataError(
-                f"input {self.input}: none of its first {len(images[:_HEAD])} images is in {self._folder()}; say where with --images-folder"
-            )
-        return [
-            f"images: {len(images):,}, of split {self.split or 'all'}",
-            f"captions: {sum(len(image['sentences']) for image in images):,} sentences",
-            f"files: in {self._folder()}",
-        ]
+        folder, head = self._folder(), list(islice(self._chosen(), _HEAD))
+        if not any(self._path(image, folder).is_file() for image in head):
+            raise DataError(f"input {self.input}: none of its first {len(head)} images is in {folder}; say where with --images-folder")
+        images = sentences = 0
+        for image in self._chosen():
+            images, sentences = images + 1, sentences + len(image["sentences"])
+        return [f"images: {images:,}, of split {self.split or 'all'}", f"captions: {sentences:,} sentences", f"files: in {folder}"]
 
     def read(self) -> Iterator[Row]:
         folder = self._folder()
@@ -55,21 +52,21 @@ class Karpathy(Rows):
             record: dict[str, Any] = {name: image[name] for name in ("split", "imgid", "cocoid") if name in image}
             yield Row(str(image["filename"]), self._path(image, folder), None, captions, record, columns=image)
 
-    def _chosen(self) -> list[dict[str, Any]]:
-        images = self._images()
-        chosen = choose_split(self.input, self.split, list(dict.fromkeys(str(image["split"]) for image in images)))
-        return [image for image in images if chosen in (None, image["split"])]
+    def _chosen(self) -> Iterator[dict[str, Any]]:
+        chosen = choose_split(self.input, self.split, list(dict.fromkeys(str(image["split"]) for image in self._images())))
+        return (image for image in self._images() if chosen in (None, image["split"]))
 
-    def _images(self) -> list[dict[str, Any]]:
+    def _images(self) -> Iterator[dict[str, Any]]:
+        """The images, one at a time."""
         try:
-            images = json.loads(self.input.read_text("utf-8-sig"))["images"]
-            for image in images:
-                _ = image["filename"], image["split"], [sentence["raw"] for sentence in image["sentences"]]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            with open_text(self.input) as file:
+                for _, image in member_items(file, {"images"}):
+                    _ = image["filename"], image["split"], [sentence["raw"] for sentence in image["sentences"]]
+                    yield image
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"input {self.input}: it is not of Karpathy's format: images with filename, split, sentences ({error!r})"
             ) from error
-        return list(images)
 
     def _folder(self) -> Path:
         here = self.input.absolute().parent
@@ -78,7 +75,7 @@ class Karpathy(Rows):
         around = [
             place for parent in (here, here.parent) for place in (parent, *sorted(path for path in parent.iterdir() if path.is_dir()))
         ]
-        head = self._images()[:_HEAD]
+        head = list(islice(self._images(), _HEAD))
         return next((place for place in around if any(self._path(image, place).is_file() for image in head)), here)
 
     def _path(self, image: dict[str, Any], folder: Path) -> Path:

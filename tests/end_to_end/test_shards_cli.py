@@ -96,6 +96,15 @@ def test_a_setting_out_of_range_ends_with_2_and_names_it(tmp_path: Path) -> None
     assert "--max-side 3: " in run("build", tmp_path / "in.csv", tmp_path / "out", "--max-side", 3, code=2)
 
 
+def test_files_that_cannot_be_written_are_refused_before_work(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set", [2])
+    nowhere = tmp_path / "nowhere" / "file"
+    assert "nowhere/file: cannot be written" in run("dedupe", tmp_path / "set", "--exact", "--keys", nowhere, code=2)
+    told = run("describe", tmp_path / "set", "--page", nowhere, code=2)
+    assert "there is no folder" in told
+    assert "2 samples" not in told
+
+
 def test_describing_what_is_no_data_set_ends_with_2(tmp_path: Path) -> None:
     assert "no index.parquet" in run("describe", tmp_path, code=2)
 

@@ -20,8 +20,8 @@ from clipscale.data.shards import open_dataset
 from clipscale.errors import ConfigError, DataError, RunError
 from data_tools.build import BuildSummary, build
 from data_tools.packing import Packing
-from data_tools.pool import Progress
 from data_tools.rows import Row, open_rows
+from data_tools.tally import Progress
 
 
 def picture(seed: int, *, size: tuple[int, int] = (40, 30)) -> bytes:

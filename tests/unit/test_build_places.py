@@ -23,8 +23,8 @@ from clipscale.data.shards import open_dataset
 from clipscale.errors import ConfigError, DataError, RunError
 from data_tools.build import Node, build, finish_build
 from data_tools.packing import Packing
-from data_tools.pool import Progress
 from data_tools.rows import Rows, open_rows
+from data_tools.tally import Progress
 
 PACKING = Packing(samples_per_shard=3)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipscale.errors import DataError
 from data_tools.build import build
-from data_tools.describe import Description, describe, duration
+from data_tools.describe import Description, Duplicates, Spread, Texts, describe, duration
 from data_tools.packing import Packing
 from data_tools.page import write_page
 from data_tools.rows import Row
@@ -54,14 +54,15 @@ def test_counts_are_those_of_the_rows(description: Description) -> None:
     totals = description.totals
     assert (totals["samples"], totals["images"], totals["recordings"], totals["captions"], totals["seconds"]) == (5, 3, 2, 6, 62.5)
     assert description.shards == 3
-    assert description.captions["red"] == 3
-    assert description.fields["label"] == {"box": 2, "<b>": 1}
-    assert description.fields["speaker"] == {"ann": 1, "bob": 1}
+    assert (description.captions.distinct, description.captions.common[0]) == (4, ("red", 3))
+    assert description.fields["label"] == Texts(2, [("box", 2), ("<b>", 1)])
+    assert description.fields["speaker"] == Texts(2, [("ann", 1), ("bob", 1)])
+    assert description.fields["intent"] == Texts()
     assert description.slots == {"action": 2, "object": 1}
 
 
 def test_spreads_are_those_of_the_rows(description: Description) -> None:
-    values = {spread.name: sorted(spread.values.tolist()) for spread in description.spreads}
+    values = {spread.name: np.repeat(spread.values, spread.counts).tolist() for spread in description.spreads}
     assert values == {
         "longer side": [80, 100, 100],
         "recording length": [2.0, 60.5],
@@ -70,8 +71,14 @@ def test_spreads_are_those_of_the_rows(description: Description) -> None:
     }
 
 
+@pytest.mark.parametrize("values", [[3.0], [1, 2], [1, 1, 5], [4, 1, 1, 2, 2, 9, 9, 9]])
+def test_the_middle_is_the_median(values: list[float]) -> None:
+    found, counts = np.unique(values, return_counts=True)
+    assert Spread("x", "y", found, counts).middle == np.median(values)
+
+
 def test_samples_with_the_same_bytes_are_duplicates(description: Description) -> None:
-    assert description.duplicates == [["000000000000", "000001000000"]]
+    assert description.duplicates == Duplicates(1, [["000000000000", "000001000000"]])
 
 
 def test_the_text_tells_the_counts(description: Description) -> None:

@@ -7,11 +7,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from making_data import png, recording, tone, write_dataset
 
 from clipscale.data.shards import ShardWriter, open_dataset, write_index
 from clipscale.errors import ConfigError, DataError, RunError
 from data_tools import reshard as module
+from data_tools.output import StoreOutput
 from data_tools.reshard import Choice, reshard
 from data_tools.split import filter_choice, part_of, split_choices
 from data_tools.verify import verify
@@ -94,6 +96,34 @@ def test_after_an_interruption_the_same_command_gives_the_same_bytes(tmp_path: P
     assert not (tmp_path / "c" / "index.parquet").exists()
     assert reshard([str(source)], tmp_path / "c", samples_per_shard=2, workers=1).reused_shards == 3
     assert sums(tmp_path / "c") == sums(tmp_path / "b")
+
+
+def test_an_interrupted_copy_into_a_store_goes_on_and_ends_with_the_bytes_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_dataset(tmp_path / "a", [5, 4])
+    reshard([str(source)], tmp_path / "b", samples_per_shard=2, workers=1)
+    MemoryFileSystem.store.clear()
+    published = StoreOutput.publish
+
+    def dies(self: StoreOutput, *names: str) -> None:
+        if "000003.tar" in names:
+            raise KeyboardInterrupt
+        published(self, *names)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreOutput, "publish", dies)
+        with pytest.raises(KeyboardInterrupt):
+            reshard([str(source)], "memory://bucket/c", samples_per_shard=2)
+    store = MemoryFileSystem()
+    assert not store.exists("/bucket/c/index.parquet")
+    assert reshard([str(source)], "memory://bucket/c", samples_per_shard=2).reused_shards == 3
+    assert {path.rpartition("/")[2]: hashlib.sha256(store.cat_file(path)).hexdigest() for path in store.find("/bucket/c")} == sums(
+        tmp_path / "b"
+    )
+    with pytest.raises(DataError, match="one of the data sets to read"):
+        reshard(["memory://bucket/c"], "memory://bucket/c/")
+    MemoryFileSystem.store.clear()
 
 
 def test_no_speaker_is_in_two_parts_and_every_sample_is_in_one(spoken: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from making_data import png
 
 from clipscale.data.shards import Sample, open_dataset
@@ -23,7 +24,7 @@ def sums(folder: Path, pattern: str) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
 
 
-def captions(folder: Path) -> list[str]:
+def captions(folder: Path | str) -> list[str]:
     index = open_dataset(folder)
     samples = [sample for shard in range(len(index.shards)) for sample in index.read(shard, range(int(index.samples[shard])))]
     return [sample.captions[0] for sample in samples if isinstance(sample, Sample)]
@@ -91,6 +92,35 @@ def test_a_retry_that_dies_anywhere_is_finished_by_the_next(dataset: Path, where
     assert captions(dataset) == [f"caption {number}" for number in (0, 3, 6, 1, 4)]
     assert {row for row, reason in reasons(dataset).items() if reason == "missing file"} == {"row 5"}
     assert not verify(str(dataset), found=lambda _: None, workers=1).reasons
+
+
+@pytest.mark.parametrize("where", ["_Retry._stage", "write_index", "_take_over"])
+def test_a_retry_in_a_store_that_dies_anywhere_is_finished_by_the_next(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MemoryFileSystem.store.clear()
+    url, store = "memory://bucket/set", MemoryFileSystem()
+    path = tmp_path / "1.png"
+    rows = [Row(f"row {number}", image=png(number) if number != 1 else path, captions=(f"caption {number}",)) for number in range(4)]
+    rows.append(Row("gone", image=tmp_path / "gone.png", captions=("gone",)))
+    build(rows, url, packing=Packing(samples_per_shard=3), max_bad=1.0)
+    path.write_bytes(png(1))
+
+    class Died(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patched:
+        owner, _, name = where.rpartition(".")
+        patched.setattr(getattr(module, owner) if owner else module, name, die)
+        with pytest.raises(Died):
+            retry(url)
+    retry(url)
+    assert captions(url) == [f"caption {number}" for number in (0, 2, 3, 1)]
+    assert [json.loads(line)["row"] for line in store.cat_file("/bucket/set/failures.jsonl").splitlines()] == ["gone"]
+    assert not verify(url, found=lambda _: None, workers=1).reasons
+    assert not [name for name in store.find("/bucket/set") if "/." in name]
+    MemoryFileSystem.store.clear()
 
 
 def test_building_again_after_a_retry_changes_nothing(dataset: Path) -> None:

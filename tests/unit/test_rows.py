@@ -42,6 +42,12 @@ def test_folder_pairs_an_image_and_a_recording_of_the_same_name(tmp_path: Path) 
     assert (row.image, row.speech) == (tmp_path / "x.jpg", tmp_path / "x.flac")
 
 
+def test_folder_names_are_no_captions_of_files_that_lie_in_no_folder(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.jpg", "")
+    with pytest.raises(DataError, match="its files lie in the folder itself"):
+        open_rows(tmp_path / "in", captions_from="folders").guesses()
+
+
 def test_folder_reads_fields_and_captions_from_json_beside_a_file(tmp_path: Path) -> None:
     write(tmp_path / "x.wav")
     write(tmp_path / "x.json", json.dumps({"captions": ["go", "start"], "intent": "begin", "speaker": 7}))
