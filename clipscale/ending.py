@@ -65,7 +65,8 @@ class EndingFiles(AbstractContextManager["EndingFiles"]):
 def places(run_folder: Path, *, rank: int, local_rank: int) -> list[Path]:
     """The files that this rank writes."""
     own = os.environ.get(PLACE)
-    return [run_folder / "ended.json"] * (rank == 0) + [Path(own)] * (own is not None and local_rank == 0)
+    files = [run_folder / "ended.json"] if rank == 0 else []
+    return [*files, Path(own)] if own and local_rank == 0 else files
 
 
 def read(file: Path) -> Ending | None:

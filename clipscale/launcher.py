@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> NoReturn:
     _catch_signals()
     threading.Thread(target=_outwait, args=(ended, folder), daemon=True).start()
     try:
-        torchrun.run(torchrun.parse_args(["--signals-to-handle", "SIGQUIT", *arguments]))
+        options = torchrun.parse_args(["--signals-to-handle", "SIGQUIT", *arguments])  # type: ignore[no-untyped-call]
+        torchrun.run(options)  # type: ignore[no-untyped-call]
         status = _status(ended, otherwise=0)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
