@@ -13,7 +13,7 @@ from pathlib import Path
 NODES = ("n1", "n2")
 NETWORK = "10.77.0"
 BRIDGE = "clipscale-br"
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter")
 
 CONFIGURATION = """\
 ClusterName=clipscale
