@@ -57,13 +57,12 @@ def _catch_signals() -> None:
     repeats = Repeats()
 
     def end(number: int, _: FrameType | None) -> None:
+        first = repeats.first is None
         if repeats.hurries(number):
             leave_at_once(number)  # the ranks are killed with this process
-        elif repeats.first is not None and not told:
-            told.append(number)
+        if first:
             raise SignalException(f"got signal {number}", signal.Signals(number))
 
-    told: list[int] = []
     for number in _ENDS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
