@@ -8,7 +8,7 @@ PROCESSES ?= 2
 PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
 export PIP_NO_INPUT = 1
 
-.PHONY: help setup setup-test demo test lint types layers unit lowbit ranks end-to-end check bench soak docs clean
+.PHONY: help setup setup-test demo test lint types layers unit lowbit ranks end-to-end check bench soak test-slurm docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,15 @@ end-to-end: setup-test ## whole commands
 	$(PYTEST) $(PARALLEL) tests/end_to_end
 
 check: lint types ## the quick half of test
+
+SLURM_PROGRAMS := slurmctld slurmd sbatch munged ip nsenter
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2 util-linux
+test-slurm: setup-test ## Slurm jobs on a real Slurm of two nodes, made here: root, Debian or Ubuntu, ten minutes
+	@for program in $(SLURM_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	if [ "$$(id -u)" != 0 ]; then echo "skipped: a Slurm of its own needs root"; exit 0; fi; \
+	if [ -n "$$missing" ] && ! command -v apt-get >/dev/null; then echo "skipped: not installed, and no apt-get:$$missing"; exit 0; fi; \
+	if [ -n "$$missing" ]; then DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(SLURM_PACKAGES) || exit 1; fi; \
+	$(PYTEST) -m slurm tests/slurm
 
 bench: setup-test ## every benchmark at its smoke size
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --smoke || exit 1; done

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from clipscale.errors import ClipscaleError, ConfigError
+from clipscale.signals import LAUNCHER, end_with_launcher
 
 if TYPE_CHECKING:
     from clipscale.config import Run
@@ -47,6 +48,7 @@ def train(
     ranks: Annotated[int, typer.Option(min=1, help="With --check: the number of processes it would be launched with.")] = 1,
 ) -> None:
     """Train, from the newest checkpoint if the run folder holds one. Several processes: launch/torchrun.sh train ..."""
+    end_with_launcher()
     run = _load(layers)
     from clipscale import train as training
 
@@ -57,15 +59,14 @@ def train(
         check_model(run)
         return
     from clipscale.parallel.mesh import start, stop
-    from clipscale.signals import end_with_launcher
 
-    end_with_launcher()
     mesh = start(run.device, timeout_s=run.timeout_s)
     outcome = training.train(run, mesh, stop_after=stop_after)
     stop(mesh)
     if mesh.is_main:
         print(f"{run.run_folder}: {outcome.ended} at step {outcome.step} of {run.steps}", file=sys.stderr)
-    _leave(0 if outcome.signal is None else 128 + outcome.signal)
+    told = LAUNCHER in os.environ  # by a file; torchrun would start ranks anew that end with anything but 0
+    _leave(0 if outcome.signal is None or told else 128 + outcome.signal)
 
 
 @app.command("eval")
@@ -78,11 +79,10 @@ def evaluate(
     average: Annotated[bool, typer.Option("--average", help="Evaluate the weights' moving average (optimizer.average_decay).")] = False,
 ) -> None:
     """Run the evaluations of a run, or of the files given, on a checkpoint. Several processes: launch/torchrun.sh eval ..."""
+    end_with_launcher()
     from clipscale.evaluate import evaluate_checkpoint
     from clipscale.parallel.mesh import start, stop
-    from clipscale.signals import end_with_launcher
 
-    end_with_launcher()
     files, overrides = _split(layers or [])
     mesh = start("auto", timeout_s=600.0)
     folder = evaluate_checkpoint(

@@ -20,6 +20,7 @@ from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
 from clipscale.data.stream import TrainingStream, check_sources, resume_batches
 from clipscale.data.tally import Tally
+from clipscale.ending import Ending, EndingFiles, places
 from clipscale.engines import Trainable
 from clipscale.errors import NonFiniteLoss
 from clipscale.guard import Decision, Guard
@@ -50,6 +51,11 @@ class Outcome:
     signal: int | None = None
     """The signal that stopped it, if one did."""
 
+    @property
+    def ending(self) -> Ending:
+        """What ended.json says of it."""
+        return Ending("stopped" if self.ended == "stopped" else "finished", step=self.step, signal=self.signal)
+
 
 def check(run: Run, *, world: int) -> None:
     """Everything that can be known to be wrong before work starts; writes nothing.
@@ -74,11 +80,11 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
     with raised_together(mesh):
         check(run, world=mesh.world)
     training = _Training(run, mesh)
-    try:
+    with training.closing:
         training.start()
-        return training.run_to(min(run.steps, stop_after or run.steps))
-    finally:
-        training.closing.close()
+        outcome = training.run_to(min(run.steps, stop_after or run.steps))
+        training.ending.tell(outcome.ending)
+        return outcome
 
 
 class _Training:
@@ -129,6 +135,8 @@ class _Training:
                 run_folder.check(self.run, needed_bytes=needed_bytes)
                 self.closing.enter_context(run_folder.claim(self.run))
                 Watchdog.clear(self.run.run_folder)
+        files = places(self.run.run_folder, rank=self.mesh.rank, local_rank=self.mesh.local_rank)
+        self.ending = self.closing.enter_context(EndingFiles(files))
 
     def _micro_batch(self) -> MicroBatch:
         run = self.run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import signal
+import multiprocessing
 import sys
 import time
 import weakref
@@ -31,6 +31,7 @@ from clipscale.data.sources import OpenSource, ShardStream, Source, StreamedSour
 from clipscale.data.streamed import Finished, StreamedBatches, warning
 from clipscale.errors import ConfigError, DataError, ShardError
 from clipscale.inputs import Input, Modality
+from clipscale.signals import end_with_parent, outlive_stop_signals
 
 PREFETCH = 4
 """Batches each worker prepares ahead."""
@@ -64,7 +65,7 @@ class TrainingStream(Iterator[Batch], ABC):
             sampler=None if isinstance(batches, IterableDataset) else _From(start_batch),
             num_workers=workers,
             collate_fn=_unchanged,
-            worker_init_fn=_outlive_stop_signals,
+            worker_init_fn=_belong_to_rank,
             prefetch_factor=PREFETCH if workers else None,
             multiprocessing_context="fork" if workers else None,
             pin_memory=pin_memory,
@@ -270,10 +271,13 @@ def _stream_tars(
     return UnindexedStream(batches, recipe, start_batch=start_batch, workers=workers, pin_memory=pin_memory)
 
 
-def _outlive_stop_signals(_worker: int) -> None:
-    """Schedulers signal whole process groups; the rank takes its checkpoint first and then ends its workers itself."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(stop, signal.SIG_IGN)
+def _belong_to_rank(_worker: int) -> None:
+    """The rank takes its checkpoint first and then ends its workers itself; when it is killed, they go with it."""
+    outlive_stop_signals()
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+    assert rank.pid is not None
+    end_with_parent(rank.pid)
 
 
 def _unchanged(batch: Any) -> Any:

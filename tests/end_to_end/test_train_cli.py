@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -57,11 +58,25 @@ def clipscale(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
 
 
-def start_ranks(config: Path) -> subprocess.Popen[str]:
+def start_ranks(config: Path, **environment: str) -> subprocess.Popen[str]:
     """Training on two ranks, in a process group of its own."""
     return subprocess.Popen(
-        [str(TORCHRUN), "train", str(config)], text=True, stderr=subprocess.PIPE, env=ENVIRONMENT, start_new_session=True
+        [str(TORCHRUN), "train", str(config)], text=True, stderr=subprocess.PIPE, env={**ENVIRONMENT, **environment}, start_new_session=True
     )
+
+
+def processes_of(config: Path, *, below: int | None = None) -> list[int]:
+    """Every process that trains by a configuration: launchers, ranks and their data workers; or only the ranks of a launcher."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            own = str(config).encode() in (process / "cmdline").read_bytes()
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):  # no process, or gone meanwhile
+            continue
+        if own and below in (None, parent):
+            found.append(int(process.name))
+    return sorted(found)
 
 
 def wait_for_step(run: Path, step: int) -> None:
@@ -76,28 +91,39 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path: Path, config: Callable[..., Path]) -> None:
-    once, hurt = config("once", steps=40), config("hurt", steps=40)
+    once, hurt = config("once", steps=100, workers=1), config("hurt", steps=100, workers=1)
     done = start_ranks(once)
     assert done.wait(timeout=300) == 0, done.stderr and done.stderr.read()
 
     killed = start_ranks(hurt)
     wait_for_step(tmp_path / "runs" / "hurt", 9)
-    os.kill(killed.pid, signal.SIGKILL)  # the launcher alone: its ranks must not live on
+    os.kill(killed.pid, signal.SIGKILL)  # the launcher alone: neither its ranks nor their data workers may live on
     killed.wait()
+    time.sleep(2)
+    assert not processes_of(hurt)
 
     told = start_ranks(hurt)
     wait_for_step(tmp_path / "runs" / "hurt", 20)
     told.send_signal(signal.SIGTERM)
-    assert told.wait(timeout=120) != 0
+    told.send_signal(signal.SIGTERM)  # at once, as from Slurm: an echo, and no hurry
+    assert told.wait(timeout=120) == 128 + signal.SIGTERM
     last = read_json_lines(tmp_path / "runs" / "hurt" / "events.jsonl")[-1]
     assert last["event"] == "stopped"
     assert f"step-{last['step']:08d}" in {path.name for path in (tmp_path / "runs" / "hurt" / "checkpoints").iterdir()}
 
-    finished = start_ranks(hurt)
+    ended = json.loads((tmp_path / "runs" / "hurt" / "ended.json").read_text())
+    assert (ended["how"], ended["step"], ended["signal"]) == ("stopped", last["step"], signal.SIGTERM)
+
+    finished = start_ranks(hurt, MAX_RESTARTS="2")
+    wait_for_step(tmp_path / "runs" / "hurt", last["step"] + 9)
+    os.kill(processes_of(hurt, below=finished.pid)[-1], signal.SIGKILL)  # one rank: the launcher starts both again
     assert finished.wait(timeout=300) == 0, finished.stderr and finished.stderr.read()
+    assert json.loads((tmp_path / "runs" / "hurt" / "ended.json").read_text())["how"] == "finished"
+    resumed = [line for line in read_json_lines(tmp_path / "runs" / "hurt" / "events.jsonl") if line["event"] == "resumed"]
+    assert len(resumed) == 3, "after the launcher's death, the SIGTERM and the rank's death"
     metrics = [(tmp_path / "runs" / name / "metrics.jsonl").read_bytes() for name in ("once", "hurt")]
     assert metrics[0] == metrics[1]
-    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000040" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
+    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000100" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
     assert model[0] == model[1]
     for process in (done, killed, told, finished):
         assert process.stderr is not None

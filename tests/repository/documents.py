@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = ("clipscale", "clipscale-shards", "launch/torchrun.sh", "launch/slurm.sbatch", "make")
+PROGRAMS = ("clipscale", "clipscale-shards", "launch/torchrun.sh", "launch/slurm.sbatch", "launch/slurm_eval.sbatch", "make")
 NOT_YET = "## What is not there yet"
 
 
@@ -59,7 +59,9 @@ def _command(line: str) -> Command | None:
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         del words[0]
     if words[:1] == ["sbatch"]:
-        words = [word for word in words[1:] if not word.startswith("--nodes")]
+        del words[0]
+        while words and words[0].startswith("--"):
+            del words[0]
     if len(words) < 2 or words[0] not in PROGRAMS:
         return None
     return Command(line, words[0], tuple(words[1:]))
