@@ -18,6 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from clipscale.contrast import ContrastSettings, check_method
+from clipscale.credentials import refuse_literal_secrets
 from clipscale.data.images import ImageAugment
 from clipscale.data.position import check_weights
 from clipscale.data.sources import Source
@@ -259,7 +260,8 @@ def read_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def validate(settings: type[AnySettings], data: dict[str, Any]) -> AnySettings:
-    """Check a mapping against a Settings class; all mistakes at once."""
+    """Check a mapping against a Settings class; all mistakes at once, and secrets before anything that could repeat them."""
+    refuse_literal_secrets(data)
     try:
         return settings.model_validate(data)
     except ValidationError as error:

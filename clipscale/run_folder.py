@@ -26,6 +26,7 @@ from typing import IO, Any
 import yaml
 
 from clipscale.config import Run, to_yaml
+from clipscale.credentials import redacted
 from clipscale.errors import RunFolderError
 
 _MAY_CHANGE = frozenset(
@@ -143,7 +144,7 @@ def write_environment(folder: Path, *, seed: int, device: str, world: int, comma
         "seed": seed,
         "device": device,
         "world": world,
-        "command": command,
+        "command": [redacted(word) for word in command],
         "started": now(),
     }
     _write_whole(folder / "environment.json", json.dumps(record, indent=1))
