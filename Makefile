@@ -8,7 +8,7 @@ PROCESSES ?= 2
 PARALLEL := --numprocesses $(PROCESSES) --dist loadfile
 export PIP_NO_INPUT = 1
 
-.PHONY: help setup setup-test demo test lint types layers unit lowbit ranks end-to-end check bench soak test-slurm docs clean
+.PHONY: help setup setup-test demo test lint types layers unit lowbit ranks end-to-end check test-slurm test-image bench soak docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ test: lint types unit lowbit ranks end-to-end ## everything CI runs
 lint: setup-test ## style, formatting, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch docker/*.sh .ci/run
 
 types: setup-test ## mypy --strict
 	$(BIN)/mypy
@@ -71,6 +71,9 @@ test-slurm: setup-test ## Slurm jobs on a real Slurm of two nodes, made here: ro
 	if [ -n "$$missing" ] && ! command -v apt-get >/dev/null; then echo "skipped: not installed, and no apt-get:$$missing"; exit 0; fi; \
 	if [ -n "$$missing" ]; then DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $(SLURM_PACKAGES) || exit 1; fi; \
 	$(PYTEST) -m slurm tests/slurm
+
+test-image: setup-test ## build the image with buildah on a local base, and run it on the CPU; ten minutes, 20 GB of temporary disk
+	IMAGE_TESTS=1 $(PYTEST) tests/image
 
 bench: setup-test ## every benchmark at its smoke size
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --smoke || exit 1; done

@@ -1,14 +1,16 @@
-"""The commands: train, eval, report, data, demo, config, parts."""
+"""The commands: train, eval, report, data, demo, doctor, config, parts."""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from clipscale.credentials import redacted
 from clipscale.errors import ClipscaleError, ConfigError
 from clipscale.signals import LAUNCHER, end_with_launcher
 
@@ -140,6 +142,29 @@ def demo(
 
 
 @app.command()
+def doctor(
+    layers: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE...] [KEY.PATH=VALUE...]", help="A run, whose data and first step are checked too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what takes a moment; the image's health check.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Also write the findings into this file.")] = None,
+) -> None:
+    """Check whether this machine is fit for training: versions, GPUs, memory, disk, speed between ranks, data, one step of a run."""
+    run = _load(layers) if layers else None
+    from clipscale.doctor import examine, print_findings, write_json
+    from clipscale.parallel.mesh import start, stop
+
+    mesh = start("cpu" if run is not None and run.device == "cpu" else "auto", timeout_s=60.0)
+    findings = examine(run, mesh, quick=quick)
+    stop(mesh)
+    if mesh.is_main:
+        print_findings(findings)
+        if json is not None:
+            write_json(json, findings)
+    _leave(1 if any(finding.state == "problem" for finding in findings) else 0)
+
+
+@app.command()
 def config(layers: Layers) -> None:
     """Print the settings that files and overrides come to, every default included."""
     from clipscale.config import to_yaml
@@ -202,5 +227,8 @@ def main() -> None:
         app()
     except ClipscaleError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank raises the same; one says it
-            print(f"clipscale: {error}", file=sys.stderr)
+            print(f"clipscale: {redacted(str(error))}", file=sys.stderr)
         _leave(error.exit_code)
+    except Exception:  # a mistake of ours or of a library's: its traceback is what helps, and may hold what a variable was filled in with
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+        _leave(1)

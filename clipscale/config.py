@@ -9,7 +9,6 @@ mapping empties.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -18,6 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from clipscale.contrast import ContrastSettings, check_method
+from clipscale.credentials import refuse_literal_secrets
 from clipscale.data.images import ImageAugment
 from clipscale.data.position import check_weights
 from clipscale.data.sources import Source
@@ -33,6 +33,7 @@ from clipscale.optim import Optimizer, Schedule
 from clipscale.settings import Part, Settings
 from clipscale.towers import Tower
 from clipscale.watch import WatchSettings
+from clipscale.yaml_reading import parse_yaml
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -268,7 +269,8 @@ def read_layers(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def validate(settings: type[AnySettings], data: dict[str, Any]) -> AnySettings:
-    """Check a mapping against a Settings class; all mistakes at once."""
+    """Check a mapping against a Settings class; all mistakes at once, and secrets before anything that could repeat them."""
+    refuse_literal_secrets(data)
     try:
         return settings.model_validate(data)
     except ValidationError as error:
@@ -307,7 +309,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise ConfigError(f"'{text}' is neither a YAML file nor an override like optimizer.lr=1e-3")
-    nested: Any = _parse_yaml(value, place=f"the override '{text}'")
+    nested: Any = parse_yaml(value, place=f"the override '{text}'")
     for key in reversed(path.split(".")):
         nested = {key: nested}
     return dict(nested)
@@ -325,7 +327,7 @@ def read_yaml(file: Path, *, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
-    data = _parse_yaml(text, place=str(file))
+    data = parse_yaml(text, place=str(file))
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: a configuration is a mapping of settings; found {type(data).__name__}")
     parents = data.pop("extends", [])
@@ -333,31 +335,6 @@ def read_yaml(file: Path, *, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     for parent in [parents] if isinstance(parents, str) else parents:
         merged = merge(merged, read_yaml(file.parent / parent, seen=(*seen, file.resolve())))
     return merge(merged, data)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a number and refuses repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"repeated key {', '.join(repeated)}", node.start_mark)
-        return dict(super().construct_mapping(node, deep=deep))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def _parse_yaml(text: str, *, place: str) -> Any:
-    try:
-        return _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: not readable as YAML: {error}") from None
 
 
 def to_yaml(settings: Settings) -> str:

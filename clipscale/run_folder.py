@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 
 from clipscale.config import Run, to_yaml
+from clipscale.credentials import redacted
 from clipscale.errors import RunFolderError
 from clipscale.watch.lease import Lease
 
@@ -155,7 +156,7 @@ def write_environment(folder: Path, *, seed: int, device: str, world: int, comma
         "seed": seed,
         "device": device,
         "world": world,
-        "command": command,
+        "command": [redacted(word) for word in command],
         "started": now(),
     }
     _write_whole(folder / "environment.json", json.dumps(record, indent=1))

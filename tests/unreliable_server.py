@@ -27,6 +27,8 @@ class UnreliableServer:
     stall_s: float = 1.0
     gate: threading.Barrier | None = None
     """Requests wait here until so many are under way."""
+    authorization: str | None = None
+    """The header that requests must bring; all others are answered 401."""
     port: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     """Requests by file name."""
@@ -66,6 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         name = self.path.removeprefix("/")
+        if self.about.authorization not in (None, self.headers.get("Authorization")):
+            self._send(401, b"who are you?")
+            return
         fault, path = self.about.fault(name), self.about.folder / name
         if not path.is_file():
             self._send(404, b"not here")

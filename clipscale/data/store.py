@@ -11,7 +11,7 @@ import os
 import time
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from fsspec.asyn import get_loop, sync
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
+from clipscale.credentials import filled_in, options_filled_in, redacted
 from clipscale.errors import DataError, MissingPackage, ShardError
 from clipscale.settings import Settings
 
@@ -51,6 +52,9 @@ class Reading(Settings):
     """Samples of a tar that lie closer than this are read in one request, with what lies between."""
     block_bytes: int = Field(default=16 << 20, ge=1)
     """Most that one request asks for, unless one sample is larger."""
+    options: dict[str, Any] = {}
+    """What the store's fsspec back-end is told besides the address: `{endpoint_url: "https://storage.example", key: "${ACCESS_KEY}",
+    secret: "${SECRET_KEY}"}`. Secrets stand in environment variables; clipscale/credentials.py."""
 
 
 class Garbled(ShardError):
@@ -85,7 +89,7 @@ class Store:
 
     def _open(self) -> None:
         self._process = os.getpid()
-        self._filesystem, self._root = open_filesystem(self.url)
+        self._filesystem, self._root = open_filesystem(self.url, options=self.reading.options)
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     @property
@@ -228,9 +232,9 @@ class Store:
             except (FileNotFoundError, NotADirectoryError):
                 raise
             except TimeoutError as error:
-                problem = str(error) or f"no answer in {self.reading.timeout_s:g} s"
+                problem = redacted(str(error)) or f"no answer in {self.reading.timeout_s:g} s"
             except Exception as error:  # every store's client has errors of its own
-                problem = f"{type(error).__name__}: {error}"
+                problem = redacted(f"{type(error).__name__}: {error}")
                 if not _may_pass(error):
                     return ShardError(f"{what} cannot be read: {problem}")
             else:
@@ -257,7 +261,7 @@ class Store:
             except FileNotFoundError:
                 return [_gone(where)] * len(spans)
             except OSError as error:
-                problem = ShardError(f"{where} cannot be read, after {self.reading.tries} tries: {error}")
+                problem = ShardError(redacted(f"{where} cannot be read, after {self.reading.tries} tries: {error}"))
                 self._forget(name)
         return [problem] * len(spans)
 
@@ -296,11 +300,11 @@ def join(spans: Sequence[Span], *, gap_bytes: int, block_bytes: int) -> list[Blo
     return blocks
 
 
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's client for an address, and the path in it.
+def open_filesystem(url: str, *, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """fsspec's client for an address, and the path in it; ${VARIABLES} in both are filled in here.
 
     Raises:
-        DataError: no address that is read.
+        DataError: no address that is read, or one of its variables is not set.
         MissingPackage: the back-end is not installed.
     """
     if url.startswith("pipe:"):
@@ -310,12 +314,12 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     if "://" in url and ".." in url.split("/"):
         raise DataError(f"{url}: write the folder's address without '..'")
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(filled_in(url), **options_filled_in(options or {}))
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
-        raise MissingPackage(f"{url}: {error}" + (f"; pip install 'clipscale[{extra}]'" if extra else "")) from error
-    except ValueError as error:
-        raise DataError(f"{url}: {error}") from error
+        raise MissingPackage(redacted(f"{url}: {error}") + (f"; pip install 'clipscale[{extra}]'" if extra else "")) from None
+    except (ValueError, TypeError) as error:  # TypeError: an option that the back-end does not know
+        raise DataError(redacted(f"{url}: {error}")) from None
     return filesystem, root.rstrip("/")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import fsspec
 
+from clipscale.credentials import filled_in, redacted
 from clipscale.data.media import IMAGE_SUFFIXES, SPEECH_SUFFIXES
 from clipscale.data.sample import BadSample, Sample, parse_sample
 from clipscale.errors import DataError, MissingPackage, ShardError
@@ -49,7 +50,7 @@ class UnindexedTars:
         name, given = f"{self.shards[shard]}.tar", 0
         for pause_s in (*RETRY_PAUSES_S, None):
             try:
-                with fsspec.open(f"{self.url.rstrip('/')}/{name}", "rb") as file:
+                with fsspec.open(f"{filled_in(self.url).rstrip('/')}/{name}", "rb") as file:
                     for number, sample in enumerate(_samples(file, f"{self.url}/{name}")):
                         if number >= given:
                             given += 1
@@ -57,7 +58,7 @@ class UnindexedTars:
                 return
             except OSError as error:
                 if pause_s is None or isinstance(error, FileNotFoundError):
-                    yield BadSample(name, self.url, f"the tar cannot be read to its end: {error}")
+                    yield BadSample(name, self.url, redacted(f"the tar cannot be read to its end: {error}"))
                     return
                 self.counters["retries"] = self.counters.get("retries", 0) + 1
                 time.sleep(pause_s)
@@ -70,14 +71,14 @@ def _list_tars(url: str) -> dict[str, int]:
     if any(part == ".." for part in url.split("/")):
         raise DataError(f"{url}: write the folder's address without '..'")
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem, root = fsspec.core.url_to_fs(filled_in(url))
         entries = filesystem.ls(root, detail=True)
     except ImportError as error:
-        raise MissingPackage(f"{url}: {error}") from error
+        raise MissingPackage(redacted(f"{url}: {error}")) from None
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"tars {url}: there is no such folder; give the folder that the tars lie in") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"tars {url}: the folder cannot be listed: {error}") from error
+        raise DataError(redacted(f"tars {url}: the folder cannot be listed: {error}")) from None
     files = {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
     tars = {name: size for name, size in sorted(files.items()) if name.endswith(".tar")}
     if not tars:
