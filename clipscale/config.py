@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from clipscale.checkpoints.settings import Checkpoints
 from clipscale.contrast import ContrastSettings, check_method
 from clipscale.data.images import ImageAugment
 from clipscale.data.position import check_weights
@@ -79,14 +80,6 @@ class Data(Settings):
     allow_change: bool = False
     """Resume although sources, weights, lanes or buckets are not those of the checkpoint: unchanged sources go on where they stand,
     changed ones begin an epoch."""
-
-
-class Checkpoints(Settings):
-    """When checkpoints are written and how many are kept. One is always written at the end and before a requested stop."""
-
-    every_steps: int = Field(default=1000, gt=0)
-    keep_last: int = Field(default=3, gt=0)
-    """Older checkpoints are removed once a newer one is whole on disk."""
 
 
 class Run(Settings):

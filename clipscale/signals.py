@@ -1,4 +1,4 @@
-"""Signals: SIGTERM, SIGINT and SIGUSR2 ask for a checkpoint and an orderly end; a dead launcher ends its ranks."""
+"""Signals: SIGTERM, SIGINT and SIGUSR2 ask for a checkpoint and the end, SIGUSR1 for a checkpoint; a dead launcher ends its ranks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ class StopSignals:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = self.received or number
+
+
+class SaveSignal:
+    """Remembers that SIGUSR1 came, until whoever asks says that it is done."""
+
+    def __init__(self) -> None:
+        self.received = False
+        signal.signal(signal.SIGUSR1, self._remember)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self.received = True
 
 
 def end_with_launcher() -> None:

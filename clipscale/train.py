@@ -8,13 +8,13 @@ data on (seed, batches taken), so a resumed run repeats the run nobody stopped.
 from __future__ import annotations
 
 import math
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from clipscale import checkpoint, run_folder
+from clipscale import checkpoints, run_folder
+from clipscale.checkpoints import Checkpoint, CheckpointStore, Keeper
 from clipscale.config import PairKind, Run, to_yaml
 from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
@@ -25,7 +25,6 @@ from clipscale.logbook import Logbook
 from clipscale.memory.exhaustion import explaining
 from clipscale.memory.micro_batch import MicroBatch, memory_limit
 from clipscale.metrics import check_packages
-from clipscale.model import Encoders
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import phase, timing
@@ -56,6 +55,8 @@ def check(run: Run, *, world: int) -> None:
     for name, kind in run.pair_kinds.items():
         check_sources(kind.sources, kind=name, modalities=kind.modalities)
     check_packages(run.logging)
+    if run.checkpoints.store is not None:
+        checkpoints.check_store(run.checkpoints.store)
     run_folder.check(run)
 
 
@@ -98,19 +99,20 @@ class _Training:
             check_precision(run, model, mesh.device)
             run.engine.check_model(model, optimizer=run.optimizer, steps_differ=differ)
             self.micro_batch = self._micro_batch()
-        self._claim_folder(
-            needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
-        )
+        size = checkpoints.expected_bytes(model, averaged=run.optimizer.average_decay is not None)
+        self._claim_folder(needed_bytes=run.checkpoints.most_kept(run.steps) * size)
         self.meter = Meter(run, model, mesh)
         use_precision(run, model)
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=differ)
         self.training_step = TrainingStep(run, self.trainable, mesh, self.data_mesh, feed=self.meter.feed)
+        self.keeper = self._keeper(expected_bytes=size)
         saved = self._resume()
         with raised_together(mesh):
             places = saved.state["data"] if saved else {}
             self.streams = {name: self._stream(name, kind, places.get(name)) for name, kind in run.pair_kinds.items()}
         self.logbook = Logbook(run, mesh, step=self.step)
         self.closing.callback(self.logbook.close)
+        self.closing.callback(self.keeper.close)
         if self.step < run.steps:
             self.logbook.write_event("resumed" if self.step else "started", step=self.step)
 
@@ -118,7 +120,8 @@ class _Training:
         """The first thing that is written; by rank 0, for all."""
         with raised_together(self.mesh):
             if self.mesh.is_main:
-                run_folder.check(self.run, needed_bytes=needed_bytes)
+                there = checkpoints.bytes_of(self.run.run_folder / "checkpoints")
+                run_folder.check(self.run, needed_bytes=max(0, needed_bytes - there))
                 self.closing.enter_context(run_folder.claim(self.run))
 
     def _micro_batch(self) -> MicroBatch:
@@ -131,16 +134,25 @@ class _Training:
         """Rows of the largest pair kind that this rank has of a global batch."""
         return max(kind.global_batch for kind in self.run.pair_kinds.values()) // self.data_mesh.world
 
-    def _resume(self) -> checkpoint.Checkpoint | None:
+    def _keeper(self, *, expected_bytes: int) -> Keeper:
+        run = self.run
+        store = None if run.checkpoints.store is None else CheckpointStore(f"{run.checkpoints.store.rstrip('/')}/{run.name}")
+        return Keeper(
+            run.checkpoints,
+            self.mesh,
+            run_folder=run.run_folder,
+            store=store,
+            expected_bytes=expected_bytes,
+            tell=lambda event, **said: self.logbook.write_event(event, **said),  # it opens once the step to go on from is known
+        )
+
+    def _resume(self) -> Checkpoint | None:
         """Take up the newest whole checkpoint, if there is one."""
-        newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
-        for line in damaged:
-            print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
-        name = self.mesh.gather_objects(newest.name if newest else None)[0]
+        name = self.keeper.newest(check=partial(run_folder.check_same, self.run))
         if name is None:
             return None
         with raised_together(self.mesh):
-            saved = checkpoint.load(self.run.run_folder / "checkpoints" / name)
+            saved = checkpoints.load(self.run.run_folder / "checkpoints" / name)
             self.trainable.load(saved.tensors)
             self.tally.budget.take_up(saved.state["bad_samples"])
             self.micro_batch.take_up(saved.state["micro_batch"])
@@ -183,13 +195,15 @@ class _Training:
                         self.streams[name].note(shards)
                 with explaining(timer, step=self.step, rows=self.micro_batch.rows, share=self.share):
                     record = self._train_step(batches)
-                times, stop = self.meter.end_step(timer, signal=self.signals.received)
+                end = self.meter.end_step(timer, signal=self.signals.received, save=self.keeper.news())
+                times, stop = end.times, end.signal
                 self._learn(batches, times)
                 self.logbook.write_step(record, times, reading=self._reading(batches))
                 progress.show(record, times)
-                if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
+                due, last = self.keeper.due(self.step, news=end.save, loss=record["loss"]), stop or self.step == last_step
+                if due or last:
                     with phase("checkpoint"):
-                        self._save()
+                        self._save(wait=bool(last))
                 if stop:
                     self.logbook.write_event("stopped", step=self.step, detail=f"signal {stop}")
                     return Outcome("stopped", self.step, signal=stop)
@@ -213,7 +227,7 @@ class _Training:
         ):
             self.logbook.write_event("micro_batch", step=self.step, detail=found)
 
-    def _train_step(self, batches: dict[str, Batch]) -> dict[str, object]:
+    def _train_step(self, batches: dict[str, Batch]) -> dict[str, Any]:
         """One update of the weights; returns the step's line in metrics.jsonl."""
         lr = self.run.optimizer.lr * self.run.schedule.fraction(self.step, steps=self.run.steps)
         losses, stepped = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows)
@@ -221,7 +235,7 @@ class _Training:
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
-    def _record(self, losses: Losses, *, lr: float, stepped: Stepped) -> dict[str, object]:
+    def _record(self, losses: Losses, *, lr: float, stepped: Stepped) -> dict[str, Any]:
         kinds: dict[str, dict[str, Any]] = {}
         for name, (output, result) in losses.items():
             bias = {} if output.bias is None else {"bias": float(output.bias.detach())}
@@ -252,26 +266,13 @@ class _Training:
             for source, took in batch.reading.items()
         }
 
-    def _save(self) -> None:
-        """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
-        tensors = self.trainable.state()
-        with raised_together(self.mesh):
-            if not self.mesh.is_main:
-                return
-            folder = self.run.run_folder / "checkpoints"
-            state = {
-                "data": {name: stream.state() for name, stream in self.streams.items()},
-                "bad_samples": self.tally.budget.state(),
-                "micro_batch": self.micro_batch.state(),
-                "seed": self.run.seed,
-                "world": self.mesh.world,
-            }
-            checkpoint.save(folder, step=self.step, tensors=tensors, state=state, config=to_yaml(self.run))
-            checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
-            self.logbook.write_event("checkpoint", step=self.step)
-
-
-def _checkpoint_bytes(model: Encoders, *, averaged: bool) -> int:
-    """Weights, and two moments (and the average) of what trains, in fp32."""
-    trained = 16 if averaged else 12
-    return sum(parameter.numel() * (trained if parameter.requires_grad else 4) for parameter in model.parameters())
+    def _save(self, *, wait: bool) -> None:
+        """A checkpoint of this step; training goes on while it is written, unless it is waited for."""
+        state = {
+            "data": {name: stream.state() for name, stream in self.streams.items()},
+            "bad_samples": self.tally.budget.state(),
+            "micro_batch": self.micro_batch.state(),
+            "seed": self.run.seed,
+            "world": self.mesh.world,
+        }
+        self.keeper.save(self.step, tensors=self.trainable.state, state=state, config=to_yaml(self.run), wait=wait)

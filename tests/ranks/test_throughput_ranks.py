@@ -28,8 +28,8 @@ def step_of(mesh: Mesh, settings: dict[str, Any]) -> dict[str, Any]:
     with timing(mesh.device) as timer:
         with phase("contrast"):
             mesh.all_reduce_sum(torch.zeros(1))
-        times, signal = meter.end_step(timer, signal=10 * mesh.rank)
-    return {**times.record(), "signal": signal}
+        end = meter.end_step(timer, signal=10 * mesh.rank, save=mesh.world - mesh.rank)
+    return {**end.times.record(), "signal": end.signal, "save": end.save}
 
 
 @pytest.mark.parametrize("engine", ["ddp", {"name": "fsdp2", "tensor_ranks": 2}], ids=["ddp", "tensor parallel"])

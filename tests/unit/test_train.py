@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_run, write_squares, write_tones
 from torch.nn import functional
 
-from clipscale import checkpoint, train
+from clipscale import checkpoints, train
 from clipscale.config import Run, validate
 from clipscale.data.sources import Source
 from clipscale.data.sources.shards import Shards
@@ -42,9 +42,9 @@ def make(folder: Path, data: tuple[Path, Path], **changes: Any) -> Run:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     """The newest checkpoint's weights."""
-    newest, _ = checkpoint.find_newest(run.run_folder / "checkpoints")
+    newest, _ = checkpoints.find_newest(run.run_folder / "checkpoints")
     assert newest is not None
-    return checkpoint.load(newest).tensors["model"]
+    return checkpoints.load(newest).tensors["model"]
 
 
 def same(first: Run, second: Run) -> bool:
@@ -144,10 +144,10 @@ def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path: Path, dat
     assert train.train(validate(Run, settings), MESH) == train.Outcome("finished", 6)
     with pytest.raises(RunFolderError, match=r"pair_kinds\.image_text\.sources\.more"):  # it is now the run with these sources
         train.train(make(tmp_path, (squares, data[1])), MESH)
-    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    newest, _ = checkpoints.find_newest(tmp_path / "tiny" / "checkpoints")
     assert newest is not None
     assert (newest / "state.json").stat().st_size <= 4096
-    assert checkpoint.load(newest).state["data"]["image_text"]["start"]["batch"] == 2
+    assert checkpoints.load(newest).state["data"]["image_text"]["start"]["batch"] == 2
 
 
 def test_a_signal_stops_the_run_behind_a_checkpoint_and_it_goes_on(
