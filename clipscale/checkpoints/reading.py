@@ -98,9 +98,12 @@ def read_manifest(text: bytes) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: it is damaged, lists too little, or names a file outside its folder.
     """
-    manifest = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"manifest.json is damaged: {error}") from None
     if not isinstance(manifest, dict) or manifest_text(manifest).encode() != text:
-        raise ValueError("manifest.json is not as it was written")
+        raise ValueError("manifest.json is damaged: it is not as it was written")
     if missing := [name for name in _NEEDED if name not in manifest]:
         raise ValueError(f"manifest.json does not list {', '.join(missing)}")
     for name, entry in manifest.items():
