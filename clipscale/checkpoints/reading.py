@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from clipscale.checkpoints.files import sha256
@@ -123,6 +124,13 @@ def load(path: Path) -> Checkpoint:
     problem = verify(path)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}")
-    tensors = {file.stem: safetensors.torch.load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    tensors = {file.stem: _load_file(file) for file in sorted(path.glob("*.safetensors"))}
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(folder=path, step=state["step"], tensors=tensors, state=state, sha256=sha256(path / "manifest.json"))
+
+
+def _load_file(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except SafetensorError as error:  # its sum is right: whoever wrote it wrote something else
+        raise CheckpointError(f"{file}: not a file of safetensors: {error}") from error
