@@ -116,7 +116,7 @@ class Killing:
 
     def _wait(self, ranks: list[BaseProcess], *, while_writing: bool) -> bool:
         """Until the moment to kill has come: some steps on, and then some time; false when the run has ended before."""
-        after = self.dice.randrange(self._newest(), STEPS)
+        after = self.dice.randrange(min(self._newest(), STEPS - 1), STEPS)
         while all(rank.is_alive() for rank in ranks):
             if self._newest() >= after and (self._writes() or not while_writing):
                 time.sleep(0 if while_writing else self.dice.uniform(0, 0.2))

@@ -74,7 +74,7 @@ def check(run: Run, *, needed_bytes: int = 0) -> None:
     if free < needed_bytes:
         raise RunFolderError(
             f"{folder}: the checkpoints need about {needed_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, or lower checkpoints.keep_last"
+            "make room, or lower checkpoints.keep_last, keep_best or raise keep_every"
         )
 
 
