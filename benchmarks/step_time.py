@@ -109,7 +109,7 @@ class OurStep:
         """One step of the run, every pair kind in it."""
         self.count += 1
         self.step.take(self.count, self.batches, lr=self.lr, micro_batch=self.micro_batch.rows)
-        times, _ = self.meter.end_step(timer, signal=0)
+        times = self.meter.end_step(timer, signal=0, save=0).times
         if times.peak_bytes:
             self.micro_batch.learn(max(times.peak_bytes.values()))
         return times

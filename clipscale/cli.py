@@ -73,7 +73,10 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its newest whole checkpoint) or one checkpoint folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run folder (its newest whole checkpoint) or one checkpoint folder; or the address of either in a store."),
+    ],
     layers: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE...] [KEY.PATH=VALUE...]", help="Layers over the run's own settings.")
     ] = None,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from clipscale.checkpoints.settings import Checkpoints
 from clipscale.contrast import ContrastSettings, check_method
 from clipscale.credentials import refuse_literal_secrets
 from clipscale.data.images import ImageAugment
@@ -82,14 +83,6 @@ class Data(Settings):
     allow_change: bool = False
     """Resume although sources, weights, lanes or buckets are not those of the checkpoint: unchanged sources go on where they stand,
     changed ones begin an epoch."""
-
-
-class Checkpoints(Settings):
-    """When checkpoints are written and how many are kept. One is always written at the end and before a requested stop."""
-
-    every_steps: int = Field(default=1000, gt=0)
-    keep_last: int = Field(default=3, gt=0)
-    """Older checkpoints are removed once a newer one is whole on disk."""
 
 
 class Run(Settings):

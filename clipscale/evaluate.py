@@ -16,9 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.config import Run, merge, read_layers, read_yaml, validate
-from clipscale.errors import ConfigError, DataError, RunFolderError
+from clipscale.errors import ConfigError, DataError, RequestError, RunFolderError
 from clipscale.evaluators import Evaluation, Evaluator
 from clipscale.inputs import Modality
 from clipscale.parallel.failures import raised_together
@@ -85,32 +85,35 @@ def _headline(name: str, result: Evaluation) -> str:
 
 
 def evaluate_checkpoint(
-    path: Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None, average: bool = False
+    address: str | Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None, average: bool = False
 ) -> Path:
     """Evaluate a run's newest whole checkpoint, or one checkpoint folder; returns the folder that was written into.
 
     Args:
+        address: of either, here or in a store.
         files: Layers over the run's own settings, as `overrides` are; their `evaluations` replace the run's.
-        output: Where to write; None: the run folder.
+        output: Where to write; None: the run folder, which must be here.
         average: Take the weights' moving average, not the weights.
 
     Raises:
         RequestError: there is no such checkpoint, or the evaluations cannot be served.
         RunError: as `evaluate`.
     """
-    with raised_together(mesh):
-        found = str(_find_checkpoint(path)) if mesh.is_main else ""
-    folder = Path(mesh.gather_objects(found)[0])  # rank 0's answer: training may be writing the next one
-    with raised_together(mesh):
-        saved = checkpoint.load(folder)
-        run = _settings(folder / "config.yaml", files, overrides)
-        check(run.evaluations, list(run.towers))
-        model = build_model(run)
-        checkpoint.load_weights(model, saved.averaged() if average else saved.tensors["model"])
-    provenance = {"checkpoint": folder.name, "checkpoint_sha256": saved.sha256, "step": saved.step}
+    with checkpoints.Opening() as opening:
+        with raised_together(mesh):
+            _check_output(address, output)
+            found = opening.find(address) if mesh.is_main else ""
+        place = mesh.gather_objects(found)[0]  # rank 0's answer: training may be writing the next one
+        with raised_together(mesh):
+            saved = opening.load(place)
+            run = _settings(saved.folder / "config.yaml", files, overrides)
+            check(run.evaluations, list(run.towers))
+            model = build_model(run)
+            checkpoints.load_weights(model, saved.averaged() if average else saved.tensors["model"])
+    provenance = {"checkpoint": saved.folder.name, "checkpoint_sha256": saved.sha256, "step": saved.step}
     if average:
         provenance["weights"] = "average"
-    written = output or folder.parent.parent
+    written = output or saved.folder.parent.parent
     evaluate(run.evaluations, model.to(mesh.device), mesh, folder=written, provenance=provenance)
     return written
 
@@ -156,16 +159,9 @@ def _check_writable(folder: Path) -> None:
         raise RunFolderError(f"the evaluation cannot be written into {folder}: {place} is no writable folder")
 
 
-def _find_checkpoint(path: Path) -> Path:
-    if (path / "manifest.json").is_file():
-        return path
-    newest, damaged = checkpoint.find_newest(path / "checkpoints")
-    if newest is None:
-        found = "; ".join(damaged) or "it has no manifest.json and no checkpoints/step-... in it"
-        raise RunFolderError(f"{path} is neither a run folder with a whole checkpoint nor a checkpoint: {found}")
-    for line in damaged:
-        print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
-    return newest
+def _check_output(address: str | Path, output: Path | None) -> None:
+    if output is None and checkpoints.is_remote(address):
+        raise RequestError(f"{address} lies in a store, and the evaluation is written here: say where by --output FOLDER")
 
 
 def _settings(saved: Path, files: Sequence[Path], overrides: Sequence[str]) -> Run:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from clipscale.errors import MissingPackage
+from clipscale.errors import MissingPackage, RunError
 from clipscale.settings import Settings
 
 
@@ -40,15 +40,23 @@ class JsonLines:
     def __init__(self, path: Path, *, keep_through_step: int) -> None:
         self.path = path
         _cut_off(path, keep_through_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one object; flushed, so that a killed process loses nothing it wrote."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append one object; unbuffered, so that a killed process loses nothing it wrote.
+
+        Raises:
+            RunError: the disk takes it not at all, or in part.
+        """
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("the disk is full")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error}; make room and run the same command again") from error
 
     def close(self) -> None:
-        """Flush to the disk and close."""
+        """Synchronise with the disk and close."""
         os.fsync(self._file.fileno())
         self._file.close()
 

@@ -5,7 +5,7 @@ runs/NAME/
   config.yaml        resolved settings: a folder belongs to the run that wrote this first
   environment.json   versions, commit, device, ranks
   metrics.jsonl      what the seed determines; timings.jsonl what the machine does; events.jsonl what happened when
-  checkpoints/       clipscale/checkpoint.py
+  checkpoints/       clipscale/checkpoints       save   asks for one, when somebody makes it
   heartbeats/, hangs/, lease.json      clipscale/watch
   evaluation.json    clipscale/evaluate.py         report.html   clipscale/report
 ```
@@ -68,11 +68,8 @@ def check(run: Run, *, needed_bytes: int = 0) -> None:
     """
     folder = run.run_folder
     config = folder / "config.yaml"
-    before, now = (
-        _fixed(yaml.safe_load(text), run.data.allow_change) for text in (config.read_text() if config.exists() else "{}", to_yaml(run))
-    )
-    if config.exists() and (differs := _difference(before, now)):
-        raise RunFolderError(f"{folder} holds another run:\n{differs}\ngive this one another name (name=...), or remove the folder")
+    if config.exists():
+        check_same(run, config.read_text(encoding="utf-8"), where=str(folder))
     if not config.exists() and folder.is_dir() and any(folder.iterdir()):
         raise RunFolderError(f"{folder} is not empty and holds no config.yaml: not a run folder; give the run another name or folder")
     place = _existing_parent(folder)
@@ -84,8 +81,22 @@ def check(run: Run, *, needed_bytes: int = 0) -> None:
     if free < needed_bytes:
         raise RunFolderError(
             f"{folder}: the checkpoints need about {needed_bytes / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, or lower checkpoints.keep_last"
+            "make room, or lower checkpoints.keep_last, keep_best or raise keep_every"
         )
+
+
+def check_same(run: Run, settings: str, *, where: str) -> None:
+    """Refuse to go on from what another run left.
+
+    Args:
+        settings: that run's, as YAML.
+
+    Raises:
+        RunFolderError: says what differs.
+    """
+    before, now = (_fixed(yaml.safe_load(text), run.data.allow_change) for text in (settings, to_yaml(run)))
+    if differs := _difference(before, now):
+        raise RunFolderError(f"{where} holds another run:\n{differs}\ngive this one another name (name=...), or remove what is there")
 
 
 def _existing_parent(folder: Path) -> Path:

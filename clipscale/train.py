@@ -8,17 +8,17 @@ data on (seed, batches taken), so a resumed run repeats the run nobody stopped.
 from __future__ import annotations
 
 import math
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from clipscale import checkpoint, run_folder
-from clipscale.config import PairKind, Run, to_yaml
+from clipscale import checkpoints, run_folder
+from clipscale.checkpoints import Checkpoint, CheckpointStore, Keeper
+from clipscale.config import Run, to_yaml
 from clipscale.data.bad_samples import BadSampleBudget
 from clipscale.data.sample import Batch
-from clipscale.data.stream import TrainingStream, check_sources, resume_batches
+from clipscale.data.stream import check_sources
 from clipscale.data.tally import Tally
 from clipscale.ending import Ending, EndingFiles, places
 from clipscale.engines import Trainable
@@ -29,11 +29,11 @@ from clipscale.lookout import Lookout
 from clipscale.memory.exhaustion import explaining
 from clipscale.memory.micro_batch import MicroBatch, memory_limit
 from clipscale.metrics import check_packages
-from clipscale.model import Encoders
 from clipscale.parallel.failures import raised_together
 from clipscale.parallel.mesh import Mesh
 from clipscale.phases import phase, timing
 from clipscale.progress import Progress
+from clipscale.run_data import open_streams, reading_times
 from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
 from clipscale.signals import StopSignals
 from clipscale.step_record import kind_records, step_record
@@ -67,6 +67,8 @@ def check(run: Run, *, world: int) -> None:
     for name, kind in run.pair_kinds.items():
         check_sources(kind.sources, kind=name, modalities=kind.modalities)
     check_packages(run.logging)
+    if run.checkpoints.store is not None:
+        checkpoints.check_store(run.checkpoints.store)
     run_folder.check(run)
 
 
@@ -110,21 +112,22 @@ class _Training:
             check_precision(run, model, mesh.device)
             run.engine.check_model(model, optimizer=run.optimizer, steps_differ=differ)
             self.micro_batch = self._micro_batch()
-        self._claim_folder(
-            needed_bytes=(run.checkpoints.keep_last + 1) * _checkpoint_bytes(model, averaged=run.optimizer.average_decay is not None)
-        )
+        size = checkpoints.expected_bytes(model, averaged=run.optimizer.average_decay is not None)
+        self._claim_folder(needed_bytes=run.checkpoints.most_kept(run.steps) * size)
         self.meter = Meter(run, model, mesh)
         use_precision(run, model)
         self.trainable: Trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=differ)
         self.training_step = TrainingStep(run, self.trainable, mesh, self.data_mesh, feed=self.meter.feed)
+        self.keeper = self._keeper(expected_bytes=size)
         saved = self._resume()
         with raised_together(mesh):
             places = saved.state["data"] if saved else {}
-            self.streams = {name: self._stream(name, kind, places.get(name)) for name, kind in run.pair_kinds.items()}
+            self.streams = open_streams(run, self.trainable.model.inputs(), self.data_mesh, places=places)
         self.logbook = Logbook(run, mesh)
         self.logbook.open(step=self.step)
         self.lookout = Lookout(run, self.trainable.model, mesh, self.logbook)
         self.closing.callback(self.logbook.close)
+        self.closing.callback(self.keeper.close)
         if self.step < run.steps:
             self.logbook.write_event("resumed" if self.step else "started", step=self.step)
 
@@ -132,7 +135,8 @@ class _Training:
         """The first thing that is written; by rank 0, for all."""
         with raised_together(self.mesh):
             if self.mesh.is_main:
-                run_folder.check(self.run, needed_bytes=needed_bytes)
+                there = checkpoints.bytes_of(self.run.run_folder / "checkpoints")
+                run_folder.check(self.run, needed_bytes=max(0, needed_bytes - there))
                 self.closing.enter_context(run_folder.claim(self.run))
                 Watchdog.clear(self.run.run_folder)
         files = places(self.run.run_folder, rank=self.mesh.rank, local_rank=self.mesh.local_rank)
@@ -148,7 +152,19 @@ class _Training:
         """Rows of the largest pair kind that this rank has of a global batch."""
         return max(kind.global_batch for kind in self.run.pair_kinds.values()) // self.data_mesh.world
 
-    def _resume(self) -> checkpoint.Checkpoint | None:
+    def _keeper(self, *, expected_bytes: int) -> Keeper:
+        run = self.run
+        store = None if run.checkpoints.store is None else CheckpointStore(f"{run.checkpoints.store.rstrip('/')}/{run.name}")
+        return Keeper(
+            run.checkpoints,
+            self.mesh,
+            run_folder=run.run_folder,
+            store=store,
+            expected_bytes=expected_bytes,
+            tell=lambda event, **said: self.logbook.write_event(event, **said),  # it opens once the step to go on from is known
+        )
+
+    def _resume(self) -> Checkpoint | None:
         """Take up the newest whole checkpoint, if there is one."""
         saved = self._newest()
         if saved is None:
@@ -161,34 +177,13 @@ class _Training:
         self.step = saved.step
         return saved
 
-    def _newest(self) -> checkpoint.Checkpoint | None:
+    def _newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, read by every rank."""
-        newest, damaged = checkpoint.find_newest(self.run.run_folder / "checkpoints") if self.mesh.is_main else (None, [])
-        for line in damaged:
-            print(f"skipping a damaged checkpoint: {line}", file=sys.stderr)
-        name = self.mesh.gather_objects(newest.name if newest else None)[0]
+        name = self.keeper.newest(check=partial(run_folder.check_same, self.run))
         if name is None:
             return None
         with raised_together(self.mesh):
-            return checkpoint.load(self.run.run_folder / "checkpoints" / name)
-
-    def _stream(self, name: str, kind: PairKind, saved: dict[str, Any] | None) -> TrainingStream:
-        return resume_batches(
-            saved,
-            kind.sources,
-            allow_change=self.run.data.allow_change,
-            kind=name,
-            modalities=kind.modalities,
-            inputs=self.trainable.model.inputs(),
-            global_batch=kind.global_batch,
-            seed=self.run.seed,
-            rank=self.data_mesh.rank,
-            world=self.data_mesh.world,
-            workers=self.run.workers,
-            lanes=self.run.lanes,
-            bucket_batches=kind.bucket_batches,
-            pin_memory=self.mesh.device.type == "cuda",
-        )
+            return checkpoints.load(self.run.run_folder / "checkpoints" / name)
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -212,21 +207,22 @@ class _Training:
                         self.streams[name].note(shards)
                 with explaining(timer, step=self.step, rows=self.micro_batch.rows, share=self.share):
                     record, decision = self._train_step(batches)
-                times, stop = self.meter.end_step(timer, signal=self.signals.received)
-                self._learn(batches, times)
-                self.logbook.write_step(record, times, reading=self._reading(batches))
-                progress.show(record, times)
-                self.lookout.after_step(self.step, times)
+                end = self.meter.end_step(timer, signal=self.signals.received, save=self.keeper.news())
+                self._learn(batches, end.times)
+                self.logbook.write_step(record, end.times, reading=reading_times(batches, self.streams))
+                progress.show(record, end.times)
+                self.lookout.after_step(self.step, end.times)
                 if decision == "stop":
                     raise NonFiniteLoss(f"step {self.step}: {self.guard.why_it_stops()}")
                 if decision == "roll back":
                     self._roll_back()
-                if stop or self.step == last_step or self.step % self.run.checkpoints.every_steps == 0:
+                due, last = self.keeper.due(self.step, news=end.save, loss=record["loss"]), end.signal or self.step == last_step
+                if due or last:
                     with phase("checkpoint"):
-                        self._save()
-                if stop:
-                    self.logbook.write_event("stopped", step=self.step, detail=f"signal {stop}")
-                    return Outcome("stopped", self.step, signal=stop)
+                        self._save(wait=bool(last))
+                if end.signal:
+                    self.logbook.write_event("stopped", step=self.step, detail=f"signal {end.signal}")
+                    return Outcome("stopped", self.step, signal=end.signal)
         finished = self.step == self.run.steps
         self.logbook.write_event(
             "finished" if finished else "stopped", step=self.step, detail="" if finished else "as asked by --stop-after"
@@ -247,7 +243,7 @@ class _Training:
         ):
             self.logbook.write_event("micro_batch", step=self.step, detail=found)
 
-    def _train_step(self, batches: dict[str, Batch]) -> tuple[dict[str, object], Decision]:
+    def _train_step(self, batches: dict[str, Batch]) -> tuple[dict[str, Any], Decision]:
         """One update of the weights; returns the step's line in metrics.jsonl, and what the guard says of it."""
         lr = self.run.optimizer.lr * self.run.schedule.fraction(self.step, steps=self.run.steps)
         taken = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows, loss_limit=self.guard.limit)
@@ -283,42 +279,21 @@ class _Training:
 
     # --- what it leaves ----------------------------------------------------------------------------------------
 
-    def _record(self, taken: Taken, batches: dict[str, Batch], *, lr: float) -> dict[str, object]:
+    def _record(self, taken: Taken, batches: dict[str, Batch], *, lr: float) -> dict[str, Any]:
         due = {name: {"padding": self.tally.padding[name], "epochs": self.streams[name].epochs()} for name in batches}
         record = step_record(self.run, taken, kind_records(taken, due), step=self.step, lr=lr, left_out=self.guard.left_out)
         bad = self.tally.budget
         return {**record, "bad_samples": bad.bad, **({"bad_by_source": bad.reasons} if bad.bad else {})}
 
-    def _reading(self, batches: dict[str, Batch]) -> dict[str, dict[str, float]]:
-        """What this rank's rows of each source took to read, and how long their pair kind's batch was waited for."""
-        return {
-            f"{kind}/{source}": {**took, "batch_wait_seconds": self.streams[kind].waited_s}
-            for kind, batch in batches.items()
-            for source, took in batch.reading.items()
-        }
-
-    def _save(self) -> None:
-        """A checkpoint, written by rank 0; the others wait, and all of them learn whether it failed."""
+    def _save(self, *, wait: bool) -> None:
+        """A checkpoint of this step; training goes on while it is written, unless it is waited for."""
         self.lookout.compare_replicas(self.step)
-        tensors = self.trainable.state()
-        with raised_together(self.mesh):
-            if not self.mesh.is_main:
-                return
-            folder = self.run.run_folder / "checkpoints"
-            state = {
-                "data": {name: stream.state() for name, stream in self.streams.items()},
-                "bad_samples": self.tally.budget.state(),
-                "micro_batch": self.micro_batch.state(),
-                "guard": self.guard.state(),
-                "seed": self.run.seed,
-                "world": self.mesh.world,
-            }
-            checkpoint.save(folder, step=self.step, tensors=tensors, state=state, config=to_yaml(self.run))
-            checkpoint.remove_old(folder, keep_last=self.run.checkpoints.keep_last)
-            self.logbook.write_event("checkpoint", step=self.step)
-
-
-def _checkpoint_bytes(model: Encoders, *, averaged: bool) -> int:
-    """Weights, and two moments (and the average) of what trains, in fp32."""
-    trained = 16 if averaged else 12
-    return sum(parameter.numel() * (trained if parameter.requires_grad else 4) for parameter in model.parameters())
+        state = {
+            "data": {name: stream.state() for name, stream in self.streams.items()},
+            "bad_samples": self.tally.budget.state(),
+            "micro_batch": self.micro_batch.state(),
+            "guard": self.guard.state(),
+            "seed": self.run.seed,
+            "world": self.mesh.world,
+        }
+        self.keeper.save(self.step, tensors=self.trainable.state, state=state, config=to_yaml(self.run), wait=wait)

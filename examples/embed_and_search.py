@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.config import load_run
 from clipscale.data.sources import Source
 from clipscale.data.stream import evaluation_batches
@@ -21,13 +21,12 @@ from clipscale.model import Encoders, prepare
 from clipscale.run_model import build_model
 
 
-def load(run_folder: Path) -> Encoders:
-    """The encoders of a run, as its newest whole checkpoint holds them."""
-    newest, _ = checkpoint.find_newest(run_folder / "checkpoints")
-    if newest is None:
-        sys.exit(f"{run_folder} holds no whole checkpoint")
-    model = build_model(load_run([newest / "config.yaml"]))
-    model.load_state_dict(checkpoint.load(newest).tensors["model"])
+def load(run: str | Path) -> Encoders:
+    """The encoders of a run, as its newest whole checkpoint holds them; the run is a folder, or an address such as s3://bucket/runs/NAME."""
+    with checkpoints.Opening() as opening:
+        saved = opening.load(opening.find(run))
+        model = build_model(load_run([saved.folder / "config.yaml"]))
+    model.load_state_dict(saved.tensors["model"])
     return model.eval()
 
 
@@ -48,5 +47,5 @@ def search(model: Encoders, url: str, words: str, modality: Modality, *, results
 
 if __name__ == "__main__":
     folder, url, words, *more = sys.argv[1:]
-    for cosine, key, caption in search(load(Path(folder)), url, words, "speech" if "speech" in more else "image"):
+    for cosine, key, caption in search(load(folder), url, words, "speech" if "speech" in more else "image"):
         print(f"{cosine:.3f}  {key}  {caption}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 
 from clipscale.config import Run, validate
-from clipscale.data.stream import resume_batches
 from clipscale.doctor.finding import Finding
 from clipscale.model import Encoders
 from clipscale.parallel.mesh import Mesh
+from clipscale.run_data import open_streams
 from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
-from clipscale.training_step import TrainingStep
+from clipscale.training_step import Taken, TrainingStep
 
 GIB = 2**30
 _ROWS = 4  # of a global batch, for each rank
@@ -37,10 +35,16 @@ def one_step(run: Run, mesh: Mesh, shapes: Encoders) -> Finding:
             "start the doctor as the run is started: launch/torchrun.sh doctor CONFIG.yaml",
         )
     begun = time.perf_counter()
-    losses = _take(miniature(run, mesh.world), mesh)
-    found = f"{time.perf_counter() - begun:,.1f} s with building the model; losses " + ", ".join(
-        f"{name} {loss:.3f}" for name, loss in losses.items()
-    )
+    taken = _take(miniature(run, mesh.world), mesh)
+    if taken.fault is not None:
+        return Finding(
+            "one step",
+            "problem",
+            f"the first step would not count: {taken.fault}",
+            "look at these samples, and at the weights it begins with",
+        )
+    losses = ", ".join(f"{name} {float(result.loss.detach()):.3f}" for name, (_, result) in taken.losses.items())
+    found = f"{time.perf_counter() - begun:,.1f} s with building the model; losses {losses}"
     return Finding("one step", "ok", found)
 
 
@@ -60,8 +64,8 @@ def miniature(run: Run, world: int) -> Run:
     return validate(Run, settings)
 
 
-def _take(run: Run, mesh: Mesh) -> dict[str, float]:
-    """The losses of the first step."""
+def _take(run: Run, mesh: Mesh) -> Taken:
+    """The first step."""
     model = run.engine.build(partial(build_model, run), mesh)
     check_precision(run, model, mesh.device)
     run.engine.check_model(model, optimizer=run.optimizer, steps_differ=steps_differ(run))
@@ -69,27 +73,8 @@ def _take(run: Run, mesh: Mesh) -> dict[str, float]:
     data_mesh = run.engine.data_mesh(mesh)
     trainable = run.engine.wrap(model, run.optimizer, mesh, precision=run.precision, steps_differ=steps_differ(run))
     step = TrainingStep(run, trainable, mesh, data_mesh, feed=lambda _: None)
-    batches = {name: next(_stream(run, name, data_mesh, trainable.model.inputs())) for name in run.pair_kinds}
-    losses, _ = step.take(1, batches, lr=run.optimizer.lr, micro_batch=None)
-    return {name: float(result.loss.detach()) for name, (_, result) in losses.items()}
-
-
-def _stream(run: Run, name: str, data_mesh: Mesh, inputs: Mapping[Any, Any]) -> Any:
-    kind = run.pair_kinds[name]
-    return resume_batches(
-        None,
-        kind.sources,
-        kind=name,
-        modalities=kind.modalities,
-        inputs=inputs,
-        global_batch=kind.global_batch,
-        seed=run.seed,
-        rank=data_mesh.rank,
-        world=data_mesh.world,
-        lanes=None,
-        bucket_batches=1,
-        allow_change=False,
-    )
+    batches = {name: next(stream) for name, stream in open_streams(run, trainable.model.inputs(), data_mesh, places={}).items()}
+    return step.take(1, batches, lr=run.optimizer.lr, micro_batch=None)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from clipscale.checkpoint import load_weights
+from clipscale.checkpoints import load_weights
 from clipscale.engines import Stepped
 from clipscale.engines._loss_scale import KEY, LossScale
 from clipscale.errors import CheckpointError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipscale.checkpoint import check_fit
+from clipscale.checkpoints import check_fit
 from clipscale.engines._replicated import Replica
 from clipscale.model import Encoders
 from clipscale.optim import Optimizer

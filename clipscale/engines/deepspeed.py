@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clipscale.checkpoint import check_fit
+from clipscale.checkpoints import check_fit
 from clipscale.engines import Engine, Stepped, Trainable
 from clipscale.engines._loss_scale import KEY, LossScale
 from clipscale.engines._replicated import ROUNDED

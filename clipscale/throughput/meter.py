@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from clipscale.config import Run
@@ -11,6 +13,17 @@ from clipscale.phases import PhaseTimer
 from clipscale.throughput.devices import peak_flops
 from clipscale.throughput.step import StepTimes, over_ranks, own_numbers
 from clipscale.throughput.work import count_work
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """What all ranks know alike when a step is over."""
+
+    times: StepTimes
+    signal: int
+    """The largest of all ranks."""
+    save: int
+    """The largest of all ranks."""
 
 
 class Meter:
@@ -26,8 +39,14 @@ class Meter:
         """This rank's rows of the step in progress, as they were read."""
         self._flops = None if self._work is None else self._work.of(kinds)
 
-    def end_step(self, timer: PhaseTimer, *, signal: int) -> tuple[StepTimes, int]:
-        """What the step took on all ranks, and the largest `signal` of any rank."""
-        own = [signal, *own_numbers(timer.end_step(), self._flops)]
+    def end_step(self, timer: PhaseTimer, *, signal: int, save: int) -> StepEnd:
+        """What the step took on all ranks, and what any of them has heard.
+
+        Args:
+            signal: number of the stop signal that this rank got, or 0.
+            save: what this rank's Keeper has to say.
+        """
+        own = [signal, save, *own_numbers(timer.end_step(), self._flops)]
         told = self._mesh.gather(torch.tensor(own, dtype=torch.int64, device=self._mesh.device)).tolist()
-        return over_ranks([numbers for _, *numbers in told], peak_flops=self._peak), max(number for number, *_ in told)
+        times = over_ranks([numbers for _, _, *numbers in told], peak_flops=self._peak)
+        return StepEnd(times, signal=max(signal for signal, *_ in told), save=max(save for _, save, *_ in told))

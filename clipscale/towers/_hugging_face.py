@@ -1,4 +1,7 @@
-"""What the towers made of transformers models share: finding them and loading them whole."""
+"""What the towers made of transformers models share: finding them and loading them whole.
+
+Python code that comes with a model is never run: left unsaid, `trust_remote_code` makes transformers ask whoever sits at the terminal.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +61,12 @@ def load_model(model: str) -> Any:
     try:
         with _quiet():
             if on_meta_device():
-                return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place), dtype=torch.float32)
-            loaded, report = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+                return transformers.AutoModel.from_config(
+                    transformers.AutoConfig.from_pretrained(place, trust_remote_code=False), dtype=torch.float32
+                )
+            loaded, report = transformers.AutoModel.from_pretrained(
+                place, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     except Exception as error:  # transformers, its hub client and safetensors each raise their own kinds
         raise RequestError(
             f"model '{model}' cannot be loaded: {_first_lines(error)}; give a local folder, a hub name, or package:NAME"
@@ -101,7 +108,7 @@ def load_tokenizer(tokenizer: str) -> Any:
     place = locate(tokenizer)
     try:
         with _quiet():
-            loaded = transformers.AutoTokenizer.from_pretrained(place)
+            loaded = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # see load_model
         raise RequestError(
             f"tokenizer '{tokenizer}' cannot be loaded: {_first_lines(error)}; give a folder that holds tokenizer.json"
@@ -120,7 +127,9 @@ def normalises_waveform(model: str) -> bool:
     """Whether a pretrained model's own files ask for recordings of zero mean and unit variance; yes when there are no such files."""
     try:
         with _quiet():
-            return bool(getattr(transformers.AutoFeatureExtractor.from_pretrained(locate(model)), "do_normalize", True))
+            return bool(
+                getattr(transformers.AutoFeatureExtractor.from_pretrained(locate(model), trust_remote_code=False), "do_normalize", True)
+            )
     except OSError:
         return True
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_run, write_squares
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.config import Run, validate
 from clipscale.metrics import read_json_lines
 from clipscale.parallel.mesh import Mesh
@@ -61,7 +61,7 @@ def test_no_number_on_one_rank_leaves_the_step_out_on_all(
     tmp_path: Path, squares: Path, ranks: Callable[[int], Any], engine: Any, world: int
 ) -> None:
     assert ranks(world)(train_with_a_bad_rank, settings(tmp_path, squares, engine), "nan") == ["finished"] * world
-    saved = [checkpoint.load(tmp_path / "tiny" / "checkpoints" / f"step-{step:08d}").tensors for step in (2, 3, 4)]
+    saved = [checkpoints.load(tmp_path / "tiny" / "checkpoints" / f"step-{step:08d}").tensors for step in (2, 3, 4)]
     two, three, four = ({f"{file}/{name}": value for file, of in tensors.items() for name, value in of.items()} for tensors in saved)
     assert all(torch.equal(two[name], three[name]) for name in two)
     assert any(not torch.equal(three[name], four[name]) for name in three)
@@ -84,6 +84,6 @@ def test_a_flipped_bit_of_one_copy_ends_the_run_before_it_is_saved(
     ends = ranks(world)(how_it_ended, settings(tmp_path, squares, engine))
     assert all(end.startswith("ReplicasDiffer: step 3: copies of the weights are no longer the same: ") for end in ends)
     assert ("differs on rank 1;" in ends[0] or "differs on rank 1." in ends[0]) == (world == 3), "of two copies nobody knows the right one"
-    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    newest, _ = checkpoints.find_newest(tmp_path / "tiny" / "checkpoints")
     assert newest is not None
     assert newest.name == "step-00000002"

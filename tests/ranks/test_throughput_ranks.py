@@ -28,8 +28,8 @@ def step_of(mesh: Mesh, settings: dict[str, Any]) -> dict[str, Any]:
     with timing(mesh.device) as timer:
         with phase("contrast"):
             mesh.all_reduce_sum(torch.zeros(1))
-        times, signal = meter.end_step(timer, signal=10 * mesh.rank)
-    return {**times.record(), "signal": signal}
+        end = meter.end_step(timer, signal=10 * mesh.rank, save=mesh.world - mesh.rank)
+    return {**end.times.record(), "signal": end.signal, "save": end.save}
 
 
 @pytest.mark.parametrize("engine", ["ddp", {"name": "fsdp2", "tensor_ranks": 2}], ids=["ddp", "tensor parallel"])
@@ -43,5 +43,5 @@ def test_ranks_share_the_work_of_one_process_and_all_know_it(tmp_path: Path, ran
     answers = ranks(4)(step_of, settings)
     assert [answer["flops"] for answer in answers] == [12 * 3 * (image + text) + contrast] * 4
     assert answers == [answers[0]] * 4, "one exchange tells everyone the same"
-    assert answers[0]["signal"] == 30
+    assert (answers[0]["signal"], answers[0]["save"]) == (30, 4), "the largest of all ranks"
     assert answers[0]["phases"]["communication"] > 0

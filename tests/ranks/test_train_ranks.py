@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import tiny_run, write_squares, write_tones
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.config import Run, validate
 from clipscale.errors import ConfigError, DataError
 from clipscale.metrics import read_json_lines
@@ -45,9 +45,9 @@ def curve(folder: Path) -> torch.Tensor:
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The newest checkpoint's weights."""
-    newest, _ = checkpoint.find_newest(folder / "checkpoints")
+    newest, _ = checkpoints.find_newest(folder / "checkpoints")
     assert newest is not None
-    return checkpoint.load(newest).tensors["model"]
+    return checkpoints.load(newest).tensors["model"]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -109,9 +109,9 @@ def test_tars_without_an_index_train_and_go_on_with_other_ranks(
     run["pair_kinds"]["image_text"]["sources"]["squares"] |= {"name": "tars", "shuffle_samples": 4}
     for world, stop_after in ((2, 5), (1, 8), (3, None)):
         ranks(world)(run_training, run, stop_after)
-    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    newest, _ = checkpoints.find_newest(tmp_path / "tiny" / "checkpoints")
     assert newest is not None
-    state = checkpoint.load(newest).state["data"]["image_text"]
+    state = checkpoints.load(newest).state["data"]["image_text"]
     finished = state["finished"]["squares"]
     assert finished["before"] >= 3
     assert state["batches"] == 12

@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_run, write_squares
 from torch import nn
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.config import Run, validate
 from clipscale.errors import NonFiniteLoss
 from clipscale.guard import Guard, GuardSettings
@@ -89,7 +89,7 @@ def events(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def tensors_at(run: Run, step: int) -> dict[str, torch.Tensor]:
-    saved = checkpoint.load(run.run_folder / "checkpoints" / f"step-{step:08d}")
+    saved = checkpoints.load(run.run_folder / "checkpoints" / f"step-{step:08d}")
     return {f"{file}/{name}": value for file, values in saved.tensors.items() for name, value in values.items()}
 
 
@@ -129,10 +129,10 @@ def test_a_run_goes_back_and_past_the_data_that_led_astray(tmp_path: Path, squar
     by_hand = make(tmp_path, squares, name="by_hand", **changes)
     train(by_hand, MESH, stop_after=4)
     folder = by_hand.run_folder / "checkpoints"
-    at_four = checkpoint.load(folder / "step-00000004")
-    after_six = checkpoint.load(untroubled.run_folder / "checkpoints" / "step-00000006").state["data"]
+    at_four = checkpoints.load(folder / "step-00000004")
+    after_six = checkpoints.load(untroubled.run_folder / "checkpoints" / "step-00000006").state["data"]
     moved = {**at_four.state, "data": after_six}
-    checkpoint.save(folder, step=4, tensors=at_four.tensors, state=moved, config=(folder / "step-00000004" / "config.yaml").read_text())
+    checkpoints.save(folder, step=4, tensors=at_four.tensors, state=moved, config=(folder / "step-00000004" / "config.yaml").read_text())
     train(by_hand, MESH)
 
     with monkeypatch.context() as patch:

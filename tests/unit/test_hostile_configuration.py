@@ -14,7 +14,7 @@ import pytest
 from making_data import png, write_dataset
 from tiny import tiny_run
 
-from clipscale import checkpoint
+from clipscale import checkpoints
 from clipscale.cli import main
 from clipscale.config import Run, validate
 from clipscale.data.opening import open_dataset
@@ -103,7 +103,7 @@ def test_no_manifest_makes_a_checkpoint_of_files_elsewhere(name: str, tmp_path: 
     (tmp_path / "x").write_bytes(b"secret")
     listed = {"bytes": 6, "sha256": sha256(b"secret").hexdigest()}
     (folder / "manifest.json").write_text(json.dumps({name: listed}))
-    newest, damaged = checkpoint.find_newest(tmp_path / "checkpoints")
+    newest, damaged = checkpoints.find_newest(tmp_path / "checkpoints")
     assert newest is None
     assert len(damaged) == 1
 

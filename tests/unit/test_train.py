@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,12 @@ import torch
 from tiny import tiny_run, write_squares, write_tones
 from torch.nn import functional
 
-from clipscale import checkpoint, train
+from clipscale import checkpoints, train
 from clipscale.config import Run, validate
 from clipscale.data.sources import Source
 from clipscale.data.sources.shards import Shards
 from clipscale.data.stream import training_batches
-from clipscale.errors import ConfigError, ContrastError, DataError, NonFiniteLoss, RunFolderError, ShardError
+from clipscale.errors import CheckpointError, ConfigError, ContrastError, DataError, NonFiniteLoss, RunError, RunFolderError, ShardError
 from clipscale.metrics import read_json_lines
 from clipscale.model import prepare
 from clipscale.parallel.mesh import Mesh
@@ -42,9 +45,9 @@ def make(folder: Path, data: tuple[Path, Path], **changes: Any) -> Run:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     """The newest checkpoint's weights."""
-    newest, _ = checkpoint.find_newest(run.run_folder / "checkpoints")
+    newest, _ = checkpoints.find_newest(run.run_folder / "checkpoints")
     assert newest is not None
-    return checkpoint.load(newest).tensors["model"]
+    return checkpoints.load(newest).tensors["model"]
 
 
 def same(first: Run, second: Run) -> bool:
@@ -144,10 +147,10 @@ def test_other_data_under_the_same_name_is_refused_on_resume(tmp_path: Path, dat
     assert train.train(validate(Run, settings), MESH) == train.Outcome("finished", 6)
     with pytest.raises(RunFolderError, match=r"pair_kinds\.image_text\.sources\.more"):  # it is now the run with these sources
         train.train(make(tmp_path, (squares, data[1])), MESH)
-    newest, _ = checkpoint.find_newest(tmp_path / "tiny" / "checkpoints")
+    newest, _ = checkpoints.find_newest(tmp_path / "tiny" / "checkpoints")
     assert newest is not None
     assert (newest / "state.json").stat().st_size <= 4096
-    assert checkpoint.load(newest).state["data"]["image_text"]["start"]["batch"] == 2
+    assert checkpoints.load(newest).state["data"]["image_text"]["start"]["batch"] == 2
 
 
 def test_a_signal_stops_the_run_behind_a_checkpoint_and_it_goes_on(
@@ -293,3 +296,113 @@ def test_fp8_is_refused_where_it_cannot_be(tmp_path: Path, data: tuple[Path, Pat
     ):
         with pytest.raises(ConfigError, match=message):
             make(tmp_path, data, precision="fp8", engine=engine).check_world(2)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def steps_saved(run: Run) -> list[int]:
+    """Steps whose checkpoint the events tell of."""
+    return [record["step"] for record in read_json_lines(run.run_folder / "events.jsonl") if record["event"] == "checkpoint"]
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
+    """Do something in the middle of a run."""
+    whole_step = train._Training._train_step
+
+    def step(self: Any, batches: Any) -> Any:
+        if self.step == number:
+            do()
+        return whole_step(self, batches)
+
+    monkeypatch.setattr(train._Training, "_train_step", step)
+
+
+def test_a_checkpoint_can_be_asked_for_while_the_run_goes_on(
+    tmp_path: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path, data, checkpoints={"every_steps": 100})
+    before_step(monkeypatch, 3, (run.run_folder / "save").touch)
+    train.train(run, MESH)
+    assert steps_saved(run) == [3, 6]
+    assert not (run.run_folder / "save").exists()
+
+
+def test_a_run_on_an_empty_folder_goes_on_from_its_store_to_the_same_end(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    store = {"checkpoints": {"every_steps": 2, "store": str(tmp_path / "store")}}
+    once, moved = make(tmp_path / "once", data), make(tmp_path / "there", data, **store)
+    train.train(once, MESH)
+    train.train(make(tmp_path / "here", data, **store), MESH, stop_after=3)
+    assert train.train(moved, MESH) == train.Outcome("finished", 6)
+    ours, theirs = weights(once), weights(moved)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = [[record["loss"] for record in read_json_lines(run.run_folder / "metrics.jsonl")] for run in (once, moved)]
+    assert losses[1] == losses[0][3:], "the steps after the checkpoint"
+    other = make(tmp_path / "elsewhere", data, optimizer={"lr": 0.02}, **store)
+    with pytest.raises(RunFolderError, match=r"holds another run:\n  optimizer\.lr is 0\.01 there, 0\.02 here"):
+        train.train(other, MESH)
+    with pytest.raises(DataError, match="pipe: addresses run shell commands"):
+        train.train(make(tmp_path / "never", data, checkpoints={"store": "pipe:cat"}), MESH)
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 30 MB; a checkpoint takes four."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "none", place], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(place: Path, *, left_bytes: int = 8192) -> None:
+    """Leave no room on a disk but what two pages of a log take."""
+    with suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    os.truncate(place / "ballast", (place / "ballast").stat().st_size - left_bytes)
+
+
+def test_a_run_on_a_full_disk_says_so_goes_on_and_saves_when_there_is_room_again(
+    small_disk: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make(small_disk, data, checkpoints={"every_steps": 1, "keep_last": 2})
+    before_step(monkeypatch, 3, lambda: fill(small_disk))
+    before_step(monkeypatch, 5, (small_disk / "ballast").unlink)
+    assert train.train(run, MESH) == train.Outcome("finished", 6)
+    assert "could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert set(steps_saved(run)) & {1, 2}
+    assert 6 in steps_saved(run)
+    assert len(steps_saved(run)) < 6
+
+
+def test_a_run_that_a_full_disk_ends_leaves_its_last_checkpoint_whole(
+    small_disk: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(small_disk, data, checkpoints={"every_steps": 1, "keep_last": 2, "failures_allowed": 0})
+    before_step(monkeypatch, 4, lambda: fill(small_disk))
+    with pytest.raises(
+        CheckpointError, match=r"step-0000000[3456]: could not be written.*No space left.*earlier checkpoints are untouched"
+    ):
+        train.train(run, MESH)
+    newest, damaged = checkpoints.find_newest(run.run_folder / "checkpoints")
+    assert newest is not None
+    assert newest.name in ("step-00000002", "step-00000003")
+    assert damaged == []
+    assert [path.name for path in (run.run_folder / "checkpoints").glob(".*")] == [], "nothing half-written is left"
+
+
+def test_a_disk_without_room_for_a_line_of_the_log_ends_the_run_with_a_message(
+    small_disk: Path, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(small_disk, data, steps=40, checkpoints={"every_steps": 2, "keep_last": 1})
+    before_step(monkeypatch, 4, lambda: fill(small_disk, left_bytes=0))
+    with pytest.raises(RunError, match=r"\.jsonl: cannot be written: .*; make room"):
+        train.train(run, MESH)
+    monkeypatch.undo()
+    (small_disk / "ballast").unlink()
+    assert train.train(run, MESH, stop_after=6).step == 6
+    assert [record["step"] for record in read_json_lines(run.run_folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
