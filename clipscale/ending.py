@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -58,8 +59,12 @@ class EndingFiles(AbstractContextManager["EndingFiles"]):
         text = json.dumps({**asdict(ending), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}, indent=1)
         for file in self._files:
             aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(file)
+            try:
+                aside.write_text(text, encoding="utf-8")
+                aside.replace(file)
+            except OSError as problem:  # a full disk, which has been told already where it ended the run
+                print(f"clipscale: {file} could not be written: {problem}", file=sys.stderr)
+                aside.unlink(missing_ok=True)
 
 
 def places(run_folder: Path, *, rank: int, local_rank: int) -> list[Path]:

@@ -151,9 +151,12 @@ def claim(run: Run) -> Iterator[None]:
         lock.close()
         raise RunFolderError(f"another process is writing {folder}; wait for it to end, or give this run another name") from None
     with lock:
-        lease = Lease.take(folder)
         try:
+            lease = Lease.take(folder)
             _write_whole(folder / "config.yaml", to_yaml(run))
+        except OSError as error:
+            raise RunFolderError(f"{folder} cannot be written: {error}") from None
+        try:
             yield
         finally:
             lease.give_back()
