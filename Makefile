@@ -78,8 +78,9 @@ test-image: setup-test ## build the image with buildah on a local base, and run 
 bench: setup-test ## every benchmark at its smoke size
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --smoke || exit 1; done
 
-soak: setup-test ## 200 trials of ranks that are killed and changed: no sample lost, none twice; half an hour
+soak: setup-test ## ranks killed and changed 200 times, runs of every engine killed 20 times: no sample lost, no bit changed; an hour
 	$(BIN)/python benchmarks/order_trials.py --trials 200
+	$(BIN)/python benchmarks/kill_runs.py
 
 docs: setup-test ## write the generated pages afresh
 	$(BIN)/python docs/generate.py

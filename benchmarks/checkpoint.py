@@ -98,7 +98,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def _stop(place: Path, *, small: bool) -> dict[str, Any]:
     """A run in a process of its own, told to stop in the middle of its third step."""
     data = write_pictures(place / "data", samples=8)
-    hidden, layers = (32, 1) if small else (1024, 8)
+    hidden, layers = (32, 1) if small else (1024, 6)
     text = {"model_type": "bert", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 32}
     settings = small_run(place / "runs", data, steps=1000, text={**text, "intermediate_size": 4 * hidden})
     (place / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -116,7 +116,12 @@ def _stop(place: Path, *, small: bool) -> dict[str, Any]:
     if newest is None or process.returncode != 128 + signal.SIGTERM:
         raise SystemExit(f"the run ended with {process.returncode} and left {newest}")
     parameters = sum(tensor.numel() for tensor in checkpoints.load(newest).tensors["model"].values())
-    return {"parameters of the run that is stopped": parameters, "seconds from SIGTERM to the end of the run, behind a checkpoint": stop_s}
+    step_s = read_json_lines(place / "runs" / "small" / "timings.jsonl")[-1]["seconds"]
+    return {
+        "parameters of the run that is stopped": parameters,
+        "seconds a step of it takes": step_s,
+        "seconds from SIGTERM to the end of the run, behind a checkpoint": stop_s,
+    }
 
 
 def write_pictures(folder: Path, *, samples: int) -> Path:

@@ -307,11 +307,12 @@ def steps_saved(run: Run) -> list[int]:
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
-    """Do something in the middle of a run."""
+    """Do something in the middle of a run, when no checkpoint is being written."""
     whole_step = train._Training._train_step
 
     def step(self: Any, batches: Any) -> Any:
         if self.step == number:
+            self.keeper._settle()
             do()
         return whole_step(self, batches)
 
