@@ -222,13 +222,3 @@ def sweep(planner: Planner, nodes: int) -> list[Row]:
         except ConfigError as error:
             rows.append(Row(count, None, str(error)))
     return rows
-
-
-def check_counts(*, nodes: int, gpus_per_node: int) -> None:
-    """
-    Raises:
-        ConfigError: a number of nodes or of GPUs is not above 0.
-    """
-    for name, count in (("nodes", nodes), ("gpus-per-node", gpus_per_node)):
-        if count < 1:
-            raise ConfigError(f"--{name} {count}: a run needs at least 1")

@@ -88,7 +88,9 @@ def planned(steps: Steps, *, world: int) -> int:
         (2, {"name": "deepspeed", "stage": 1}, {"micro_batch": 2}),
         (2, {"name": "deepspeed", "stage": 2}, {"towers": LOCKED}),
     ],
-    ids=lambda value: "-".join(str(part) for part in value.values() if not isinstance(part, dict)) if isinstance(value, dict) else str(value),
+    ids=lambda value: (
+        "-".join(str(part) for part in value.values() if not isinstance(part, dict)) if isinstance(value, dict) else str(value)
+    ),
 )
 def test_ranks_receive_the_bytes_that_are_planned(ranks, world: int, engine: dict[str, Any], changes: dict[str, Any]) -> None:
     steps = Steps(**{"engine": engine, "dtype": "float32", "batch": 8, **changes})

