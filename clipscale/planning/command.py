@@ -66,15 +66,15 @@ def write(made: Made, *, json_file: Path | None, page: Path | None) -> None:
     Raises:
         RequestError: one of them cannot be written.
     """
-    contents = {
-        json_file: lambda: json.dumps(record(made.rows, made.advice), indent=1, ensure_ascii=False) + "\n",
-        page: lambda: html_page(made.rows, made.advice),
-    }
-    for path, content in contents.items():
-        if path is None:
-            continue
-        try:
-            path.write_text(content(), encoding="utf-8")
-        except OSError as error:
-            raise RequestError(f"{path}: the plan cannot be written there: {error}") from None
-        print(path)
+    if json_file is not None:
+        _write(json_file, json.dumps(record(made.rows, made.advice), indent=1, ensure_ascii=False) + "\n")
+    if page is not None:
+        _write(page, html_page(made.rows, made.advice))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: the plan cannot be written there: {error}") from None
+    print(path)

@@ -48,6 +48,15 @@ def dollars(value: float) -> str:
     return f"${number(value, digits=3)}" if value < float("inf") else "no end"
 
 
+def brief(seconds: float) -> str:
+    """A duration; below a second in milliseconds."""
+    return duration(seconds) if seconds >= 1 else f"{number(1000 * seconds, digits=2)} ms"
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
 def _memory(plan: Plan) -> Table:
     fullest = plan.fullest
     rows = [[name, memory(size), f"{size / fullest.total:.0%}"] for name, size in sorted(fullest.bytes.items(), key=lambda item: -item[1])]
@@ -62,7 +71,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _advice(plan: Plan, advice: Sequence[Suggestion]) -> Table:
-    rows = [[one.change, memory(one.plan.fullest.total), duration(one.plan.step.total), hours(one.plan.expected_hours)] for one in advice]
+    rows = [[one.change, memory(one.plan.fullest.total), brief(one.plan.step.total), hours(one.plan.expected_hours)] for one in advice]
     if not rows and not plan.fits:
         rows = [["more nodes, GPUs with more memory, or smaller towers: no change of settings alone makes it fit", "", "", ""]]
     return Table("What to change" if not plan.fits else "What would be faster", ("settings", "memory", "step", "run"), rows)
@@ -74,7 +83,7 @@ def _bytes(plan: Plan) -> Table:
             f"{each.what} ({each.kind.replace('_', '-')})",
             memory(each.node_bytes),
             memory(each.network_bytes),
-            "yes" if each.hidden else "no",
+            _yes(each.hidden),
         ]
         for each in plan.exchanges
     ]
@@ -85,12 +94,12 @@ def _bytes(plan: Plan) -> Table:
 
 def _time(plan: Plan) -> Table:
     total = plan.step.total
-    rows = [[name, duration(seconds), f"{seconds / total:.0%}"] for name, seconds in plan.step.by_phase.items()]
-    rows.append(["step", duration(total), f"MFU {plan.mfu:.0%}"])
+    rows = [[name, brief(seconds), f"{seconds / total:.0%}"] for name, seconds in plan.step.by_phase.items()]
+    rows.append(["step", brief(total), f"MFU {plan.mfu:.0%}"])
     gpu = plan.gpu
     note = (
-        f"A roofline: products at {gpu.products:.0%} of the published rate, bytes at {gpu.streaming:.0%} of the memory's bandwidth, links at "
-        f"{gpu.links:.0%} of theirs, {gpu.launch_us:g} µs at least for an operator. Runs are slower where data or hosts are."
+        f"A roofline: products at {gpu.products:.0%} of the published rate, bytes at {gpu.streaming:.0%} of the memory's bandwidth, links "
+        f"at {gpu.links:.0%} of theirs, {gpu.launch_us:g} µs at least for an operator. Runs are slower where data or hosts are."
     )
     return Table("Time of a step", ("phase", "time", "share"), rows, note)
 
@@ -131,9 +140,7 @@ def _reading(plan: Plan) -> Table:
         ["megabytes a second, of all ranks", number(reading.megabytes_per_second, digits=3)],
         ["cores that decode, of each node", count(reading.cores)],
     ]
-    return Table(
-        "Data", ("", ""), rows, "For JPEGs of 30 kB and FLAC of 120 kB, a core decoding 900 of the one or 500 of the other a second."
-    )
+    return Table("Data", ("", ""), rows, "For JPEGs of 30 kB and FLAC of 120 kB, of which a core decodes 900 and 500 a second.")
 
 
 def _sweep(rows: Sequence[Row]) -> Table:
@@ -148,8 +155,8 @@ def _swept(plan: Plan) -> list[str]:
         count(plan.gpus),
         count(plan.layout.micro_batch),
         memory(plan.fullest.total),
-        "yes" if plan.fits else "no",
-        duration(plan.step.total),
+        _yes(plan.fits),
+        brief(plan.step.total),
         number(plan.samples_per_second, digits=3),
         f"{plan.mfu:.0%}",
         hours(plan.expected_hours),
