@@ -99,7 +99,8 @@ def _time(plan: Plan) -> Table:
     gpu = plan.gpu
     note = (
         f"A roofline: products at {gpu.products:.0%} of the published rate, bytes at {gpu.streaming:.0%} of the memory's bandwidth, links "
-        f"at {gpu.links:.0%} of theirs, {gpu.launch_us:g} µs at least for an operator. Runs are slower where data or hosts are."
+        f"at {gpu.links:.0%} of theirs, {gpu.launch_us:g} µs at least for an operator. "
+        "open_clip's published runs on A100 reached 0.36 to 0.47 of such a plan (docs/planning.md): hosts and data take their part."
     )
     return Table("Time of a step", ("phase", "time", "share"), rows, note)
 

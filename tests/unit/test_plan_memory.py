@@ -85,7 +85,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _small_architectures() -> None:
     open_clip.add_model_config(Path(__file__).parents[1] / "architectures")
 
