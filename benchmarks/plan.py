@@ -4,8 +4,8 @@
     python benchmarks/plan.py --smoke     seconds
 
 Memory is what becomes resident (VmHWM) from before the model is made to the end of the third step, on the CPU; what malloc keeps is in it.
-Published: open_clip's docs/PRETRAINED.md (GPU-hours on LAION-400M, 12.8 billion samples; A100 of 40 GB, fp16 autocast) and the table of runs
-beside the scaling study of Cherti et al. 2022, arXiv:2212.07143 (samples a second; the same GPUs).
+Published: open_clip's docs/PRETRAINED.md (GPU-hours on LAION-400M, 12.8 billion samples; A100 of 40 GB, fp16 autocast) and the table of
+runs beside the scaling study of Cherti et al. 2022, arXiv:2212.07143 (samples a second; the same GPUs).
 """
 
 from __future__ import annotations
