@@ -1,4 +1,4 @@
-"""The commands: train, eval, report, data, demo, doctor, config, parts."""
+"""The commands: train, eval, plan, report, data, demo, doctor, config, parts."""
 
 from __future__ import annotations
 
@@ -97,6 +97,27 @@ def evaluate(
     if mesh.is_main:
         _print_table(folder)
     _leave(0)
+
+
+@app.command()
+def plan(
+    layers: Layers,
+    nodes: Annotated[int, typer.Option(help="Nodes to run on; fewer, by powers of two, are told beside them.")] = 1,
+    gpu: Annotated[str | None, typer.Option(help="A GPU of the catalogue or a YAML file of your own; default: h100, or cpu.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="Ranks of a node; default: 8 GPUs, or 1 rank on the CPU.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write every figure here.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write one self-contained HTML page here.")] = None,
+) -> None:
+    """What a run will need, before it runs: memory, bytes between ranks, time, cost, what would fit. Reads no data."""
+    run = _load(layers)
+    from rich.console import Console
+
+    from clipscale.planning.command import make, show, write
+
+    name = gpu or ("cpu" if run.device == "cpu" else "h100")
+    made = make(run, nodes=nodes, gpu=name, gpus_per_node=gpus_per_node)
+    show(made, Console())
+    write(made, json_file=json_file, page=page)
 
 
 @app.command()

@@ -51,8 +51,9 @@ def cost_of(
     world: int,
     ranks_per_node: int | None,
     dtype: torch.dtype,
+    device: str | None = None,
 ) -> Cost:
-    """What one call takes; without `ranks_per_node`, all ranks are on one node.
+    """What one call takes; without `ranks_per_node`, all ranks are on one node; without `device`, a kind of device, on what is here.
 
     Counted is what the objective needs: guides as wide as the embeddings, ids when it needs ids, its numbers as floating ones.
 
@@ -60,7 +61,7 @@ def cost_of(
         ConfigError: the batch, the grid or the groups do not fit the ranks, or the method is dense.
     """
     _check(settings, global_batch, world, ranks_per_node)
-    return _Counter(objective, settings, global_batch // world, dim, world, ranks_per_node or world, dtype).cost()
+    return _Counter(objective, settings, global_batch // world, dim, world, ranks_per_node or world, dtype, device).cost()
 
 
 def _check(settings: ContrastSettings, global_batch: int, world: int, ranks_per_node: int | None) -> None:
@@ -74,7 +75,15 @@ def _check(settings: ContrastSettings, global_batch: int, world: int, ranks_per_
 
 class _Counter:
     def __init__(
-        self, objective: Objective, settings: ContrastSettings, pairs: int, dim: int, world: int, ranks_per_node: int, dtype: torch.dtype
+        self,
+        objective: Objective,
+        settings: ContrastSettings,
+        pairs: int,
+        dim: int,
+        world: int,
+        ranks_per_node: int,
+        dtype: torch.dtype,
+        device: str | None,
     ) -> None:
         self.objective, self.settings, self.pairs, self.dim = objective, settings, pairs, dim
         self.world, self.node, self.dtype = world, ranks_per_node, named_dtype(settings.feature_dtype) or dtype
@@ -85,7 +94,8 @@ class _Counter:
         self.rows, self.columns = grid_shape(self.ranks, settings.grid_rows)
         self.layouts = layouts_of(objective, like=torch.zeros((), dtype=self.wide))
         self.guided = bool({"guide", "first_guide"} & objective.needs)
-        self.device = torch.device("cuda" if torch.cuda.is_available() or settings.backend == "triton" else "cpu")
+        here = "cuda" if torch.cuda.is_available() or settings.backend == "triton" else "cpu"
+        self.device = torch.device(device or here)
         self.fused = settings.backend == "triton" or backend_name(settings, objective, device=self.device, dtype=self.dtype) == "triton"
 
     def cost(self) -> Cost:

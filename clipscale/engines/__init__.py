@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from clipscale.errors import ConfigError
 from clipscale.settings import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clipscale.engines._footprint import Footprint, StepShape
     from clipscale.model import Encoders, KindOutput, PreparedKinds
     from clipscale.optim import Optimizer
     from clipscale.parallel.mesh import Mesh
@@ -71,6 +73,14 @@ class Engine(Part, ABC):
         Raises:
             ConfigError: says what stands in the way, and what would fit.
         """
+
+    def footprint(self, model: Encoders, step: StepShape) -> Footprint:  # noqa: ARG002
+        """What a step holds on a rank and sends between ranks: for plans, from a model that may stand on the meta device.
+
+        Raises:
+            ConfigError: this engine cannot tell; says what can be planned instead.
+        """
+        raise ConfigError(f"engine '{type(self).__name__.lower()}' does not tell what it holds and sends; plan with engine ddp or fsdp2")
 
     @abstractmethod
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:

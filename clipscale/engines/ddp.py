@@ -7,12 +7,14 @@ gradients must be summed, so the loss is multiplied by the number of ranks first
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from clipscale.engines import Engine, Trainable
+from clipscale.engines._footprint import Collective, Footprint, StepShape, replica, trainable
 from clipscale.engines._replicated import Replica
 from clipscale.model import Encoders, KindOutput, PreparedKinds
 from clipscale.optim import Optimizer
@@ -31,6 +33,17 @@ class Ddp(Engine):
     def replicas(self, mesh: Mesh) -> Mesh | None:
         """All ranks."""
         return mesh if mesh.world > 1 else None
+
+    def footprint(self, model: Encoders, step: StepShape) -> Footprint:
+        """A whole replica, and buckets that are the gradients; those of earlier micro-batches lie beside them."""
+        alone = replica(model, parts=step.parts)
+        if step.world == 1:
+            return alone
+        collectives = [Collective("gradients", "all_reduce", alone.gradients, step.world)]
+        if step.steps_differ:  # which weights had a gradient: a number for each
+            collectives.append(Collective("weights in use", "all_reduce", 4 * len(trainable(model)), step.world))
+        beside = {"DDP's buckets beside gradients": alone.gradients} if step.parts > 1 else {}
+        return replace(alone, gradients_exist=True, while_towers_run=beside, collectives=collectives)
 
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:
         """The model on the device, under DistributedDataParallel when there are several ranks."""

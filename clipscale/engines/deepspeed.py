@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipscale.checkpoints import check_fit
 from clipscale.engines import Engine, Stepped, Trainable
+from clipscale.engines._footprint import Collective, Footprint, StepShape, bytes_of
 from clipscale.engines._loss_scale import KEY, LossScale
 from clipscale.engines._replicated import ROUNDED
 from clipscale.engines._sharded import sum_gradients, temperatures
@@ -71,6 +72,14 @@ class Deepspeed(Engine):
         if mistakes:
             raise ConfigError("engine 'deepspeed' cannot train this: " + "; ".join(mistakes) + "; or use engine fsdp2")
 
+    def footprint(self, model: Encoders, step: StepShape) -> Footprint:
+        """Whole weights; state, and from stage 2 gradients, in parts."""
+        if self.stage == 3:
+            raise ConfigError(
+                "what stage 3 gathers depends on what DeepSpeed finds while it runs; plan with engine fsdp2, which cuts as much"
+            )
+        return _footprint(self, model, step)
+
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:  # noqa: ARG002
         """The model on the device, its towers and projections under DeepSpeed."""
         zero: dict[str, Any] = {
@@ -83,6 +92,32 @@ class Deepspeed(Engine):
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": mesh.device.type == "cuda"}
         fused = mesh.device.type == "cuda" and not self.offload_optimizer
         return _UnderDeepSpeed(model.to(mesh.device), optimizer, mesh, precision=precision, zero=zero, fused=fused)
+
+
+def _footprint(engine: Deepspeed, model: Encoders, step: StepShape) -> Footprint:
+    world = step.world
+    named = dict(_Weights(model).named_parameters())
+    made = step.optimizer.build(named.items(), places=model.places(), fused=False)
+    _split_by_part(made, named)
+    groups = [sum(parameter.numel() for parameter in group["params"]) for group in made.param_groups]
+    padded = sum(math.ceil(numbers / (2 * world)) * 2 * world for numbers in groups)  # parts begin at even numbers
+    whole, own = 4 * sum(groups), temperatures(model)
+    bucket = {"buckets": min(4 * engine.bucket_numbers, whole)} if engine.stage == 2 and step.parts == 1 else {"whole gradients": whole}
+    state = 0 if engine.offload_optimizer else 1
+    return Footprint(
+        weights=bytes_of((*model.parameters(), *model.buffers())),
+        gradients=4 * padded // world * state + bytes_of(own),
+        state_share=state / world,
+        gradients_exist=True,
+        while_towers_run=bucket,
+        always={"weights that are stepped": 4 * padded // world * state},
+        collectives=[
+            Collective("gradients", "all_reduce", whole, world),
+            Collective("weights", "all_gather", 4 * padded, world, hidden=False),
+            Collective("temperatures", "all_reduce", bytes_of(own), world, hidden=False),
+            Collective("norms", "all_reduce", 2 * 4 * len(groups), world, hidden=False),
+        ],
+    )
 
 
 class _Weights(nn.Module):

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.utils._pytree import register_dataclass
 
 from clipscale.engines import Engine, Trainable
+from clipscale.engines._footprint import Collective, Footprint, StepShape, Unit, bytes_of, replica, units
 from clipscale.engines._replicated import ROUNDED, Replica
 from clipscale.engines._sharded import Shards, temperatures
 from clipscale.errors import ConfigError, RequestError
@@ -92,6 +93,14 @@ class Fsdp2(Engine):
         if mistakes:
             raise ConfigError("; ".join(mistakes))
 
+    def footprint(self, model: Encoders, step: StepShape) -> Footprint:
+        """Parts of everything, and what is gathered of it."""
+        if step.world == 1:
+            return replica(model, parts=step.parts)
+        if self.tensor_ranks > 1:
+            raise ConfigError("what tensor ranks hold and send cannot be planned yet; plan with engine.tensor_ranks 1")
+        return _footprint(self, model, step)
+
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:  # noqa: ARG002
         """The model in parts, filled from rank 0."""
         if mesh.world == 1:
@@ -130,6 +139,47 @@ class Fsdp2(Engine):
             if isinstance(module, FSDPModule):  # sums, not means: the exact loss already is the mean over all ranks
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def _footprint(engine: Fsdp2, model: Encoders, step: StepShape) -> Footprint:
+    world, parts = step.world, step.parts
+    wide, cut = (ROUNDED[step.precision] or torch.float32).itemsize, engine.shard_ranks or world
+    every, own = units(model), temperatures(model)
+    gathered, reduced = sum(unit.numbers(cut) for unit in every), sum(unit.numbers(cut, with_gradient=True) for unit in every)
+    on_device = 0 if engine.cpu_offload else 1
+    largest = max(unit.numbers(cut) for unit in every)
+    if engine.gathered == "step":
+        passes, scattered = {"gathered weights": gathered * wide}, 1
+        passes |= {"whole gradients": reduced * 4} if parts > 1 else {"gradients on their way": 2 * 4 * largest}
+    else:
+        gathered, scattered = sum(_times_gathered(unit, parts) * unit.numbers(cut) for unit in every), parts
+        passes = {"gathered blocks": 2 * largest * wide, "gradients on their way": 2 * 4 * largest}
+    collectives = [
+        Collective("weights", "all_gather", gathered * wide, cut),
+        Collective("gradients", "reduce_scatter", reduced * 4 * scattered, cut),
+        Collective("temperatures", "all_reduce", bytes_of(own), world, hidden=False),
+        Collective("norms", "all_reduce", 8 * (len(model.modalities) + 1), world, hidden=False),
+    ]
+    if cut < world:
+        collectives.append(Collective("gradients of copies", "all_reduce", reduced * 4 // cut, world // cut, stride=cut))
+    return Footprint(
+        weights=sum(unit.numbers(cut) for unit in every) * 4 // cut * on_device + bytes_of((*own, *model.buffers())),
+        gradients=reduced * 4 // cut * on_device,
+        state_share=on_device / cut,
+        gradients_exist=True,
+        while_towers_run=passes,
+        rounding="weights",
+        collectives=collectives,
+    )
+
+
+def _times_gathered(unit: Unit, parts: int) -> int:
+    """How often `gathered: block` gathers a unit in a step: for each pass over it; the root stays until a backward pass ends."""
+    if unit.root:
+        return parts
+    forwards = 1 if parts == 1 else parts if unit.locked else 2 * parts
+    for_nothing = unit.fetched_ahead and not (unit.locked and parts > 1)  # cached gradients run a locked tower without what follows
+    return forwards + parts * (unit.has_backward or for_nothing)
 
 
 def divisors(count: int) -> str:

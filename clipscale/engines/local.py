@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipscale.engines import Engine, Trainable
+from clipscale.engines._footprint import Footprint, StepShape, replica
 from clipscale.engines._replicated import Replica
 from clipscale.errors import ConfigError
 from clipscale.model import Encoders
@@ -17,6 +18,10 @@ class Local(Engine):
         """One rank only."""
         if world != 1:
             raise ConfigError(f"engine 'local' is for one process, and {world} were launched; set engine: ddp")
+
+    def footprint(self, model: Encoders, step: StepShape) -> Footprint:
+        """A whole replica; nothing is sent."""
+        return replica(model, parts=step.parts)
 
     def wrap(self, model: Encoders, optimizer: Optimizer, mesh: Mesh, *, precision: str, steps_differ: bool) -> Trainable:  # noqa: ARG002
         """The model on the device, unchanged."""

@@ -35,7 +35,7 @@ def html_page(run: RunRecords) -> str:
         _header(run, [title for title, _ in present]),
         element("main", [warning_box(text) for text in [*run.warnings, *_missing_media(shelf)]], [section for _, section in present]),
         element("footer", "Made by clipscale from ", element("code", str(run.folder.resolve()))),
-        element("script", _own("page.js")),
+        page_script(),
     )
     return f"<!doctype html>\n{element('html', page_head(run.name), body, lang='en')}\n"
 
@@ -43,6 +43,11 @@ def html_page(run: RunRecords) -> str:
 def _own(name: str) -> Markup:
     """A file of this package, as it is."""
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def page_script() -> Markup:
+    """The script that shows values under the pointer."""
+    return element("script", _own("page.js"))
 
 
 def page_head(title: str) -> Markup:

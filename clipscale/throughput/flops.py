@@ -48,7 +48,7 @@ def count_sample(modality: Modality, tower: TowerModule) -> SampleFlops:
     """Count a tower that has its weights, on the CPU; it is left as it was."""
     counted: dict[int, int] = {}
     for share in _SHARES:
-        rows = _rows(tower.input, share)
+        rows = one_row(tower.input, share)
         length = input_length(rows)
         if length not in counted:
             try:
@@ -66,7 +66,7 @@ def input_length(rows: Mapping[str, Tensor]) -> int:
     return main.shape[-1]
 
 
-def _rows(spec: Input, share: float) -> Prepared:
+def one_row(spec: Input, share: float) -> Prepared:
     """One sample as a batch brings it, of a share of the longest length."""
     if isinstance(spec, ImageInput):
         return {"pixels": torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8)}
