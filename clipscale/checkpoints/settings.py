@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -34,6 +35,12 @@ class Checkpoints(Settings):
         if self.every_steps is None and self.every_minutes is None:
             raise ValueError("every_steps and every_minutes are both null: a killed run would begin anew; set one of them")
         return self
+
+    def seconds_between(self, step_s: float) -> float:
+        """Seconds between two checkpoints, when a step takes `step_s`."""
+        by_steps = math.inf if self.every_steps is None else self.every_steps * step_s
+        by_time = math.inf if self.every_minutes is None else 60 * self.every_minutes
+        return min(by_steps, by_time)
 
     def most_kept(self, steps: int) -> int:
         """The most checkpoints that a run of so many steps has on disk at once, the one being written included."""

@@ -126,7 +126,7 @@ class Planner:
         layout = self._layout(world, self._asked(world, fits))
         step = step_seconds(self.sizes, layout, self.gpu)
         checkpoint = self._checkpoint_bytes()
-        interval = self.run.checkpoints.every_steps * step.total
+        interval = self.run.checkpoints.seconds_between(step.total)
         return Plan(
             run=self.run,
             gpu_name=self.gpu_name,

@@ -130,7 +130,8 @@ def _failures(plan: Plan) -> Table:
         ]
         for each in plan.goodput
     ]
-    columns = ("failures as in", "between two", "best every_steps", "goodput with it", f"with {count(plan.run.checkpoints.every_steps)}")
+    as_set = count(max(1, plan.run.checkpoints.seconds_between(plan.step.total) / plan.step.total))
+    columns = ("failures as in", "between two", "best every_steps", "goodput with it", f"with {as_set}")
     return Table("Checkpoints and failures", columns, rows, f"A checkpoint is {memory(plan.checkpoint_bytes)}, written at 1 GB/s.")
 
 
