@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import socket
 import ssl
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -95,9 +98,19 @@ def test_an_expired_certificate_is_refused(authority: Authority) -> None:
 
 
 def test_a_host_that_speaks_no_tls_is_no_bad_certificate(authority: Authority) -> None:
-    with hostile_server() as server:
-        outcome, _, _ = fetched(server, "https://photos.example/good4.png", authority.believed())
+    def speak_plainly() -> None:
+        for _ in range(2):  # robots.txt, and a second try of it
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    connection.recv(65_536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=speak_plainly, daemon=True).start()
+        outcome, _, _ = fetched(Server(listener.getsockname()[1]), "https://photos.example/good4.png", authority.believed())
     assert outcome.reason == "no connection"
+    assert "SSL" in outcome.detail
 
 
 def test_a_redirect_to_https_of_another_host_is_held_to_that_hosts_certificate(authority: Authority) -> None:
