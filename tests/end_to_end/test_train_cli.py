@@ -91,7 +91,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path: Path, config: Callable[..., Path]) -> None:
-    once, hurt = config("once", steps=100, workers=1), config("hurt", steps=100, workers=1)
+    once, hurt = config("once", steps=70, workers=1), config("hurt", steps=70, workers=1)
     done = start_ranks(once)
     assert done.wait(timeout=300) == 0, done.stderr and done.stderr.read()
 
@@ -123,7 +123,7 @@ def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path:
     assert len(resumed) == 3, "after the launcher's death, the SIGTERM and the rank's death"
     metrics = [(tmp_path / "runs" / name / "metrics.jsonl").read_bytes() for name in ("once", "hurt")]
     assert metrics[0] == metrics[1]
-    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000100" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
+    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000070" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
     assert model[0] == model[1]
     for process in (done, killed, told, finished):
         assert process.stderr is not None
