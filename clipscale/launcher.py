@@ -1,8 +1,8 @@
 """The launcher: torchrun, with an exit code that says what to do, deaf to a signal's echo, in a hurry at the second one.
 
 `python -m clipscale.launcher` takes torchrun's arguments; launch/torchrun.sh calls it. torchrun alone ends with 1 whatever its ranks
-ended with; restarts ranks (`--max-restarts`) that SIGUSR2 told to stop; and leaves the ranks' checkpoint unfinished when the signal
-that ends it comes twice, as from Slurm (torch 2.12, elastic/agent/server/api.py: a second SignalException breaks off the first one's wait).
+ended with; restarts ranks (`--max-restarts`) that SIGUSR2 told to stop; and leaves the ranks' checkpoint unfinished when the signal that
+ends it has two echoes (torch 2.12, SimpleElasticAgent.run: a second SignalException begins the wait for the ranks anew, a third leaves it).
 """
 
 from __future__ import annotations

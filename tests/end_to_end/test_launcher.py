@@ -79,10 +79,11 @@ def test_ranks_that_stopped_in_order_are_not_started_again_and_give_the_launcher
     handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # what the launcher inherits from launch/torchrun.sh
     launch = Launch(tmp_path, "wait")
     signal.signal(signal.SIGUSR2, handler)
-    for process in [launch.process.pid, *launch.wait_for_ranks()]:  # as Slurm does: everybody, and the launcher twice
+    for process in [launch.process.pid, *launch.wait_for_ranks()]:  # as Slurm does: everybody, and the launcher more than once
         os.kill(process, number)
-    time.sleep(0.3)  # two that come at the same time are one
-    launch.process.send_signal(number)
+    for _ in range(2):
+        time.sleep(0.2)  # two that come at the same time are one
+        launch.process.send_signal(number)
     assert launch.end()[0] == 128 + number
     assert not list(tmp_path.glob("?-1"))
 

@@ -91,7 +91,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path: Path, config: Callable[..., Path]) -> None:
-    once, hurt = config("once", steps=100, workers=1), config("hurt", steps=100, workers=1)
+    once, hurt = config("once", steps=70, workers=1), config("hurt", steps=70, workers=1)
     done = start_ranks(once)
     assert done.wait(timeout=300) == 0, done.stderr and done.stderr.read()
 
@@ -102,17 +102,17 @@ def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path:
     time.sleep(2)
     assert not processes_of(hurt)
 
-    told = start_ranks(hurt)
+    told = start_ranks(hurt, MAX_RESTARTS="2")
     wait_for_step(tmp_path / "runs" / "hurt", 20)
-    told.send_signal(signal.SIGTERM)
-    told.send_signal(signal.SIGTERM)  # at once, as from Slurm: an echo, and no hurry
-    assert told.wait(timeout=120) == 128 + signal.SIGTERM
+    for process in processes_of(hurt, below=told.pid):
+        os.kill(process, signal.SIGUSR2)  # a wish to end, and nothing to restart ranks for
+    assert told.wait(timeout=120) == 128 + signal.SIGUSR2
     last = read_json_lines(tmp_path / "runs" / "hurt" / "events.jsonl")[-1]
     assert last["event"] == "stopped"
     assert f"step-{last['step']:08d}" in {path.name for path in (tmp_path / "runs" / "hurt" / "checkpoints").iterdir()}
 
     ended = json.loads((tmp_path / "runs" / "hurt" / "ended.json").read_text())
-    assert (ended["how"], ended["step"], ended["signal"]) == ("stopped", last["step"], signal.SIGTERM)
+    assert (ended["how"], ended["step"], ended["signal"]) == ("stopped", last["step"], signal.SIGUSR2)
 
     finished = start_ranks(hurt, MAX_RESTARTS="2")
     wait_for_step(tmp_path / "runs" / "hurt", last["step"] + 9)
@@ -120,10 +120,10 @@ def test_killed_runs_and_terminated_runs_end_as_the_run_nobody_touched(tmp_path:
     assert finished.wait(timeout=300) == 0, finished.stderr and finished.stderr.read()
     assert json.loads((tmp_path / "runs" / "hurt" / "ended.json").read_text())["how"] == "finished"
     resumed = [line for line in read_json_lines(tmp_path / "runs" / "hurt" / "events.jsonl") if line["event"] == "resumed"]
-    assert len(resumed) == 3, "after the launcher's death, the SIGTERM and the rank's death"
+    assert len(resumed) == 3, "after the launcher's death, the signal and the rank's death"
     metrics = [(tmp_path / "runs" / name / "metrics.jsonl").read_bytes() for name in ("once", "hurt")]
     assert metrics[0] == metrics[1]
-    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000100" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
+    model = [(tmp_path / "runs" / name / "checkpoints" / "step-00000070" / "model.safetensors").read_bytes() for name in ("once", "hurt")]
     assert model[0] == model[1]
     for process in (done, killed, told, finished):
         assert process.stderr is not None

@@ -150,12 +150,15 @@ class Cluster:
         return set(self.slurm("sinfo", "--noheader", "--format=%T").split())
 
     def stop(self) -> None:
-        """End the daemons and remove the network, whatever of them there is."""
+        """End the daemons and what still runs on the nodes, and remove the network, whatever of all this there is."""
         names = [f"slurmd-{node}.pid" for node in NODES] + ["slurmctld.pid", "munged.pid"]
         for file in [self.folder / name for name in names]:
             if file.exists():
                 subprocess.run(["kill", file.read_text().strip()], check=False)
         for node in NODES:
+            left = subprocess.run(["ip", "netns", "pids", f"clipscale-{node}"], text=True, capture_output=True, check=False).stdout.split()
+            subprocess.run(["kill", "-KILL", *left], check=False, stderr=subprocess.DEVNULL)
+            subprocess.run(["ip", "link", "delete", f"veth-{node}"], check=False)
             subprocess.run(["ip", "netns", "delete", f"clipscale-{node}"], check=False)
         subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
 

@@ -32,7 +32,7 @@ class Runs:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         squares, tones = write_squares(folder, samples=48), write_tones(folder, samples=24)
-        settings = tiny_run(folder / "runs", squares, tones, engine="ddp", steps=STEPS, checkpoints={"every_steps": 20}, timeout_s=20.0)
+        settings = tiny_run(folder / "runs", squares, tones, engine="ddp", steps=STEPS, checkpoints={"every_steps": 20})
         queries = {"modality": "image", "source": {"name": "shards", "url": str(squares)}}
         judge = {"name": "retrieval", "queries": queries, "gallery": {"modality": "text"}}
         (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "evaluations": {"squares": judge}}))
