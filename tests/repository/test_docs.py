@@ -106,7 +106,7 @@ def test_the_readme_tells_the_commands_a_newcomer_needs() -> None:
 def test_what_the_readme_calls_missing_is_missing() -> None:
     missing = (ROOT / "README.md").read_text(encoding="utf-8").partition(NOT_YET)[2]
     named = set(re.findall(r"`(?:clipscale |clipscale-shards )?([a-z0-9_]+)`", missing))
-    assert {"doctor", "export"} <= named
+    assert {"export"} <= named
     assert not named & {*COMMANDS["clipscale"], *COMMANDS["clipscale-shards"]}
     here = {*part_names("clipscale.engines"), *part_names("clipscale.objectives")}
     assert named & here == here - {"local"}, "the list names every engine and objective there is"
