@@ -33,8 +33,8 @@ def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
         written = {f"{name}.safetensors": write_file(aside / f"{name}.safetensors", safetensors_pieces(tensors[name])) for name in tensors}
         for name, text in (("state.json", json.dumps({"step": step, **state}, indent=1)), ("config.yaml", config)):
             written[name] = write_file(aside / name, [text.encode()])
-        manifest = manifest_text({name: asdict(written[name]) for name in sorted(written)})
-        write_file(aside / "manifest.json", [manifest.encode()])
+        manifest = {name: asdict(written[name]) for name in sorted(written)}
+        write_file(aside / "manifest.json", [json.dumps(manifest, indent=1).encode()])
         put_in_place(aside, final)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -45,11 +45,6 @@ def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
 def name_of(step: int) -> str:
     """The folder's name of a step's checkpoint."""
     return f"step-{step:08d}"
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The one way to write a manifest: what reads differently was changed."""
-    return json.dumps(manifest, indent=1)
 
 
 def put_in_place(aside: Path, final: Path) -> None:

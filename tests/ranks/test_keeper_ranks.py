@@ -62,6 +62,7 @@ def fail_and_look(mesh: Mesh, folder: str, wait: bool) -> list[str]:
     tensors = {"model": {"w": torch.ones(3)}, "optimizer": {}}
     try:
         keeper.save(1, tensors=lambda: tensors, state={}, config="", wait=wait)
+        assert not wait, "a save that was waited for and failed returned"
         while not (news := mesh.all_reduce_max(keeper.news())):
             pass
         keeper.due(2, news=news, loss=0.0)

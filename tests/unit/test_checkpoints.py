@@ -21,7 +21,6 @@ from clipscale.checkpoints.files import safetensors_pieces
 from clipscale.checkpoints.retention import kept, remove_others
 from clipscale.checkpoints.settings import Checkpoints
 from clipscale.checkpoints.snapshot import Snapshot
-from clipscale.checkpoints.writing import manifest_text
 from clipscale.errors import CheckpointError
 
 TENSORS = {"model": {"a.weight": torch.arange(6.0).reshape(2, 3)}, "optimizer": {"a.weight/exp_avg": torch.ones(2, 3)}}
@@ -35,7 +34,7 @@ def write(folder: Path, step: int, *, loss: float = 1.0) -> Path:
 def rewrite_manifest(folder: Path, change: dict[str, Any]) -> None:
     """Put entries into a manifest, as one who knows its form would."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(manifest_text({**manifest, **change}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **change}))
 
 
 def test_what_was_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(whole: Path, name: str
 def test_a_manifest_that_lists_no_weights_is_refused(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
     del manifest["model.safetensors"]
-    (whole / "manifest.json").write_text(manifest_text(manifest))
+    (whole / "manifest.json").write_text(json.dumps(manifest))
     assert "does not list model.safetensors" in str(checkpoints.verify(whole))
 
 

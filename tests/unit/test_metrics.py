@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
-from clipscale.errors import MissingPackage
+from clipscale.errors import MissingPackage, RunError
 from clipscale.metrics import JsonLines, Logging, check_packages, flatten, open_loggers, read_json_lines
 
 
@@ -65,3 +66,20 @@ def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 1.0)]
     assert json.dumps(events.Tags()["scalars"]) == '["loss"]'
+
+
+def test_a_line_that_the_disk_takes_in_part_is_an_error_and_cut_off_at_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = JsonLines(path, keep_through_step=0)
+    file.write({"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 3, hard))
+    try:
+        with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be written: .*; make room"):
+            file.write({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.close()
+    assert path.read_bytes() == b'{"step": 1}\n{"s'
+    JsonLines(path, keep_through_step=2).close()
+    assert path.read_bytes() == b'{"step": 1}\n'

@@ -27,7 +27,6 @@ from small_models import write_tokenizer
 
 from clipscale import checkpoints
 from clipscale.checkpoints.store import CheckpointStore
-from clipscale.checkpoints.writing import manifest_text
 from clipscale.errors import CheckpointError, ClipscaleError, RequestError
 from clipscale.evaluate import evaluate_checkpoint
 from clipscale.parallel.mesh import Mesh
@@ -210,7 +209,7 @@ def test_pickles_under_a_checkpoints_own_names_with_right_sums_are_refused(tmp_p
             before = (path / file).read_bytes()
             (path / file).write_bytes(content)
             entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            (path / "manifest.json").write_text(manifest_text({**whole, file: entry}))
+            (path / "manifest.json").write_text(json.dumps({**whole, file: entry}))
             with pytest.raises(CheckpointError, match=f"{file}: not a file of safetensors"):
                 checkpoints.load(path)
             with pytest.raises(ClipscaleError):
