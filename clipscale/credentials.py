@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import unquote
 
 from clipscale.errors import ConfigError, DataError
 
@@ -21,7 +21,7 @@ _LOOKS_LIKE = {
     "a token of GitHub": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})\b"),
     "a key of Google": re.compile(r"\bAIza[\w-]{35}"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"),
-    "a password in an address": re.compile(r"(?<=://)[^/\s@:]*:(?!\d+(?:/|$))(?!\$\{\w+\}@)[^\s@]+(?=@)"),
+    "a password in an address": re.compile(r"(?:(?<=://)|(?<=:/))(?!/)[^/\s@:]*:(?!\d+(?:/|$))(?!\$\{\w+\}@)[^\s@]+(?=@)"),
     "a signature or token in an address": re.compile(
         r"(?<=[?&])(?:x-amz-(?:signature|credential|security-token)|sig|sas|token|access_token|api_?key|password|secret)"
         r"=(?!\$\{\w+\}(?:[&\s]|$))[^&\s]+",
@@ -66,11 +66,17 @@ def redacted(text: str) -> str:
     """The text with the name of every filled-in variable in place of its value, and what looks like a secret left out."""
     values = {os.environ.get(name, ""): name for name in _filled}
     for value in sorted(values, key=len, reverse=True):
-        for spelled in (value, quote(value, safe=""), quote_plus(value)) if len(value) >= _SHORTEST else ():
-            text = text.replace(spelled, f"${{{values[value]}}}")
+        if len(value) >= _SHORTEST:
+            text = _spellings(value).sub(f"${{{values[value]}}}", text)
     for what, pattern in _LOOKS_LIKE.items():
         text = pattern.sub(f"({what})", text)
     return text
+
+
+def _spellings(value: str) -> re.Pattern[str]:
+    """Each sign as it is or as addresses spell it: libraries decode what they are given, and encode it again."""
+    coded = [(re.escape(sign), "".join(f"%{byte:02x}" for byte in sign.encode())) for sign in unquote(value)]
+    return re.compile("".join(f"(?:{sign}|(?i:{code}))" for sign, code in coded))
 
 
 def refuse_literal_secrets(settings: Mapping[str, Any]) -> None:

@@ -207,3 +207,4 @@ def test_findings_of_ranks_become_the_worst_with_its_ranks() -> None:
     assert of_all_ranks([good, bad, bad]) == Finding("a", "problem", "ranks 1, 2: broken", "mend it")
     assert of_all_ranks([Finding("a", "ok", "1 ms"), Finding("a", "ok", "2 ms")]) == Finding("a", "ok", "1 ms (rank 0 of 2)")
     assert (worst([]), worst([good, Finding("b", "warning", "")]), worst([bad, good])) == ("ok", "warning", "problem")
+    assert worst([Finding("b", "warning", ""), bad]) == worst([bad, Finding("b", "warning", "")]) == "problem"
