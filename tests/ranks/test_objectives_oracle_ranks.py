@@ -15,6 +15,7 @@ from clipscale.objectives import Objective, Row, Side
 from clipscale.objectives.alignment import Alignment
 from clipscale.objectives.barlip import Barlip
 from clipscale.objectives.cacr import Cacr
+from clipscale.objectives.codiemb import Codiemb
 from clipscale.objectives.cross_uniformity import CrossUniformity
 from clipscale.objectives.dcl import Dcl
 from clipscale.objectives.dclw import Dclw
@@ -87,10 +88,11 @@ CASES: dict[str, Objective] = {
     "gram_2": Gram(epsilon=0.0),
     "gram_3": Gram(num_views=3, epsilon=0.0),
     "gram_3_nosmooth": Gram(num_views=3, label_smoothing=0.0, epsilon=0.0),
+    "codiemb_ir": Codiemb(num_positives=2),
     "fastclip_v3_rgcl_g": Rgcl(),
     "gcl_tau0.1": Rgcl(rho=0.0),
 }
-SCALES = {"m3col_soft_clip": 8.0, "fastclip_v3_rgcl_g": 1 / 0.07}
+SCALES = {"codiemb_ir": 50.0, "m3col_soft_clip": 8.0, "fastclip_v3_rgcl_g": 1 / 0.07}
 """Where it is not 10."""
 
 
@@ -101,7 +103,8 @@ def compute(mesh: Mesh, name: str, method: str) -> dict[str, object]:
     scale = torch.tensor(SCALES.get(name, 10.0), dtype=torch.float64, requires_grad=True)
     labels = torch.tensor(inputs["labels"])[rows]
     settings = ContrastSettings(method=method, tile_rows=3, tile_columns=5)
-    pairs = Pairs(leaves["x"], leaves["y"], views={"z": leaves["z"]}, numbers={"label": labels})
+    extra = torch.tensor(inputs["neg"], dtype=torch.float64)[rows].flatten(0, 1) if name == "codiemb_ir" else None
+    pairs = Pairs(leaves["x"], leaves["y"], views={"z": leaves["z"]}, numbers={"label": labels}, extra_y=extra)
     loss = contrastive_loss(CASES[name], pairs, scale, settings=settings, mesh=mesh).loss
     loss.backward()
     gradients = {f"grad_{view}": leaf.grad.tolist() for view, leaf in leaves.items()}
