@@ -172,12 +172,13 @@ class Run(Settings):
                 mistakes.append(f"pair_kinds.{name}: both modalities are {kind.modalities[0]}; a pair needs two different ones")
             for need, modality in (("first_guide", kind.modalities[0]), ("guide", kind.modalities[1])):
                 tower = self.towers.get(modality)
-                if need in kind.objective.needs and tower is not None and (not tower.locked or tower.unlocked_blocks):
+                asking = [part for part in kind.objective.parts if need in part.needs]
+                if asking and tower is not None and (not tower.locked or tower.unlocked_blocks):
                     mistakes.append(
-                        f"pair_kinds.{name}: objective '{_name_of(kind.objective)}' takes its weights from the locked {modality} tower; "
+                        f"pair_kinds.{name}: objective '{_name_of(asking[0])}' takes its weights from the locked {modality} tower; "
                         f"set towers.{modality}.locked: true and no unlocked_blocks"
                     )
-            mistakes += _unmet(name, kind.objective)
+            mistakes += [mistake for part in kind.objective.parts for mistake in _unmet(name, part)]
             mistakes += _without_weight(name, kind)
             if self.lanes is not None and kind.global_batch % self.lanes:
                 mistakes.append(f"pair_kinds.{name}.global_batch: {kind.global_batch} is not a multiple of lanes = {self.lanes}")

@@ -191,6 +191,45 @@ def mv_dhel_code(batch: Batch) -> Tensor:
     return (sum(_off_diagonal(batch.scale * view @ view.T).logsumexp(1) for view in (batch.x, batch.y)) - own).mean()
 
 
+def uniformity(batch: Batch, *, sharpness: float = 2.0) -> Tensor:
+    return (_log_mean_potential(batch.x, batch.x, sharpness) + _log_mean_potential(batch.y, batch.y, sharpness)) / 2
+
+
+def cross_uniformity(batch: Batch, *, sharpness: float = 2.0) -> Tensor:
+    return _log_mean_potential(batch.x, batch.y, sharpness)
+
+
+def _log_mean_potential(one: Tensor, other: Tensor, sharpness: float) -> Tensor:
+    count = len(one)
+    potentials = [(-sharpness * (one[i] - other[j]).square().sum()).exp() for i in range(count) for j in range(count) if i != j]
+    return torch.stack(potentials).mean().log()
+
+
+def alignment(batch: Batch) -> Tensor:
+    return (batch.x - batch.y).square().sum() / len(batch.x)
+
+
+def soft_clip(batch: Batch) -> Tensor:
+    targets, logits = (batch.x @ batch.x.T / 0.2).softmax(1), _logits(batch)
+    return sum((-targets * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)) / 2
+
+
+def inverse_propensity(batch: Batch, *, power: float = 0.5) -> Tensor:
+    often = (batch.ids[:, None] == batch.ids[None, :]).sum(1)
+    total = torch.zeros((), dtype=batch.x.dtype)
+    for logits in (_logits(batch), _logits(batch).T):
+        for row in range(len(logits)):
+            weight = often.to(logits.dtype) ** -power
+            weight[row] = 1
+            total = total + ((weight * logits[row].exp()).sum().log() - logits[row, row]) / len(logits) / 2
+    return total
+
+
+def multi_label(batch: Batch) -> Tensor:
+    belongs = (batch.ids[:, None] == batch.ids[None, :]).to(batch.x.dtype)
+    return functional.binary_cross_entropy_with_logits(_logits(batch), belongs)
+
+
 def hinge(batch: Batch) -> Tensor:
     """Largest logit among the others, kept 3 below the pair's, from both sides."""
     logits = _logits(batch)

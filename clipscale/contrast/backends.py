@@ -77,7 +77,7 @@ class TileGradients(NamedTuple):
     scale: Tensor | None
     """d loss / d scale, besides the logits that it is in unless the backend `tells_scale`."""
     bias: Tensor | None
-    """Σ d loss / d logit of x against y; None when there is no bias."""
+    """d loss / d bias; None when there is no bias, or it has no part in the tile's terms."""
 
 
 class Backend:
@@ -107,7 +107,8 @@ class Backend:
     def gradients(self, tile: Tile, sweep: int, pulls: Mapping[Side, Mapping[str, Pull]]) -> TileGradients:
         """Each term's pull on its values, carried through the objective's own formula by autograd."""
         block = _with_leaves(tile.block(), self.vectors)
-        leaves = {"": block.scale, **{f"product {place}": logits for place, logits in enumerate(block.products.values())}}
+        leaves = {"scale": block.scale, **({} if block.bias is None else {"bias": block.bias})}
+        leaves |= {f"product {place}": logits for place, logits in enumerate(block.products.values())}
         vectors = {name: pair for name, pair in (*block.numbers.items(), *block.reduced.items()) if name in self.vectors}
         leaves |= {f"{side} {name}": vector for name, pair in vectors.items() for side, vector in zip(SIDES, pair, strict=True)}
         with torch.enable_grad():
@@ -122,8 +123,8 @@ class Backend:
         return TileGradients(
             {product: gradient for product, gradient in products.items() if gradient is not None},
             {name: (_flat(found[f"x {name}"]), _flat(found[f"y {name}"])) for name in vectors},
-            found[""],
-            None if tile.bias is None or main is None else main.sum(),
+            found["scale"],
+            None if tile.bias is None else _sum_of(main, found.get("bias")),
         )
 
     def partials_and_gradients(
@@ -192,6 +193,7 @@ def _with_leaves(block: Block, vectors: frozenset[str]) -> Block:
         block,
         products={product: leaf(logits) for product, logits in block.products.items()},
         scale=leaf(block.scale),
+        bias=None if block.bias is None else leaf(block.bias),
         numbers=pairs(block.numbers),
         reduced=pairs(block.reduced),
     )
@@ -207,6 +209,12 @@ def _pulled(terms: Mapping[str, Sequence[Term]], pulls: Mapping[Side, Mapping[st
                 values.append(part.filled)
                 gradients.append(part.pull(rows, columns))
     return values, gradients
+
+
+def _sum_of(logits: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """d loss / d bias: through the logits it was added to, and where the terms use it itself."""
+    parts = [part.sum() for part in (logits, bias) if part is not None]
+    return torch.stack(parts).sum() if parts else None
 
 
 def _flat(gradient: Tensor | None) -> Tensor | None:

@@ -14,9 +14,9 @@ import torch
 
 from clipscale.contrast.choose import backend_name, tile_shapes
 from clipscale.contrast.grouped import check_groups
-from clipscale.contrast.layout import SIDES, layouts_of
+from clipscale.contrast.layout import SIDES, layouts_of, numbers_of
 from clipscale.contrast.pairs import FACTS
-from clipscale.contrast.result import METRICS, TALLY, pairs_of_views
+from clipscale.contrast.result import METRICS, TALLY, Totals, pairs_of_views, rows_of
 from clipscale.contrast.settings import ContrastSettings, named_dtype
 from clipscale.errors import ConfigError
 from clipscale.objectives import Objective, Own, Side
@@ -93,6 +93,7 @@ class _Counter:
         self.b = pairs // self.calls
         self.rows, self.columns = grid_shape(self.ranks, settings.grid_rows)
         self.layouts = layouts_of(objective, like=torch.zeros((), dtype=self.wide))
+        self.derived = numbers_of(objective)[len(objective.numbers) :]
         self.guided = bool({"guide", "first_guide"} & objective.needs)
         here = "cuda" if torch.cuda.is_available() or settings.backend == "triton" else "cpu"
         self.device = torch.device(device or here)
@@ -120,6 +121,7 @@ class _Counter:
         wire, back = named_dtype(self.settings.feature_wire) or self.dtype, named_dtype(self.settings.gradient_wire) or self.wide
         features = len(self._views(side)) * self.dim * (wire.itemsize + back.itemsize)
         given = 8 * ("ids" in self.objective.needs) + self.wide.itemsize * (len(self.objective.numbers) + self.dim * self.guided)
+        given += self.wide.itemsize * len(self.derived) * (1 + sum(layout.has_gradient for layout in self.layouts))
         statistics = sum((1 + tensor.requires_grad) * tensor.numel() for tensor in self._statistics().values())
         return self.b * (features + given + self.wide.itemsize * self._numbers(side)) + 8 * (TALLY + statistics)
 
@@ -135,12 +137,14 @@ class _Counter:
         return count
 
     def _statistics(self) -> dict[str, torch.Tensor]:
-        """The objective's statistics of no pairs; those that need a gradient cross the lines twice."""
+        """The objective's statistics and row sums of no pairs; those that need a gradient cross the lines twice."""
         nothing = torch.zeros(0, dtype=self.wide, requires_grad=True)
         views = {view: torch.zeros(0, self.dim, dtype=self.wide, requires_grad=True) for view in self.objective.views}
-        numbers = dict.fromkeys(self.objective.numbers, nothing)
-        own = Own(views, dict.fromkeys(pairs_of_views(self.objective), nothing), torch.ones((), dtype=self.wide), numbers)
-        return self.objective.statistics(own)
+        numbers = dict.fromkeys(numbers_of(self.objective), nothing)
+        bias = torch.zeros((), dtype=self.wide) if "bias" in self.objective.needs else None
+        own = Own(views, dict.fromkeys(pairs_of_views(self.objective), nothing), torch.ones((), dtype=self.wide), numbers, bias)
+        totals: Totals = {side: {name: nothing for layout in self.layouts for name in layout.names(side)} for side in SIDES}
+        return self.objective.statistics(own) | self.objective.row_sums(rows_of(totals, own=own, count=0, statistics={}))
 
     def _inter(self, rank: int, each: dict[Side, int], everyone: int) -> int:
         """Bytes that one rank receives from other nodes."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clipscale.contrast.layout import HARDEST, SIDES, seen_by, sweep_terms
+from clipscale.contrast.layout import HARDEST, SIDES, numbers_of, seen_by, sweep_terms
 from clipscale.contrast.logits import effective_bias, to_cosine, to_logits, unit_guide
 from clipscale.contrast.pairs import Agreement, Request
 from clipscale.contrast.result import Gradients, Result, Tally, Totals, pairs_of_views, rows_of
@@ -36,7 +36,7 @@ def dense_loss(request: Request, agreement: Agreement) -> Result:
 def _gather_leaves(request: Request, agreement: Agreement) -> dict[str, Tensor]:
     """Everything a gradient may flow to, and whole-numbered numbers, of all ranks."""
     pairs, objective = request.pairs, request.objective
-    every = {**pairs.leaves(objective), **{name: pairs.numbers[name] for name in objective.numbers}}
+    every = {**pairs.leaves(objective), **{name: pairs.numbers[name] for name in numbers_of(objective)}}
     gathered = {}
     for name, tensor in every.items():
         own = tensor.detach()
@@ -49,10 +49,10 @@ class _Dense:
     def __init__(self, request: Request, agreement: Agreement, leaves: Mapping[str, Tensor], scale: Tensor, bias: Tensor | None) -> None:
         self.request, self.agreement, self.objective = request, agreement, request.objective
         self.leaves, self.scale, self.bias = leaves, scale, bias
-        self.numbers = {name: leaves[name] for name in self.objective.numbers}
+        self.numbers = {name: leaves[name] for name in numbers_of(self.objective)}
         views = {view: leaves[view] for view in self.objective.views}
         pairs = {(a, b): self._scaled((views[a] * views[b]).sum(1), main=(a, b) == MAIN) for a, b in pairs_of_views(self.objective)}
-        self.own = Own(views, pairs, scale, self.numbers)
+        self.own = Own(views, pairs, scale, self.numbers, bias)
 
     def _scaled(self, cosine: Tensor, *, main: bool) -> Tensor:
         return to_logits(cosine, self.scale, self.bias if main else None)
@@ -66,6 +66,7 @@ class _Dense:
         cosine = to_cosine(self.own.pairs[MAIN], self.scale, self.bias).detach()
         hardest = {side: to_cosine(totals[side].pop(HARDEST), self.scale, self.bias).detach() for side in SIDES if HARDEST in totals[side]}
         statistics, count = self.objective.statistics(self.own), self.agreement.count
+        statistics = statistics | self.objective.row_sums(rows_of(totals, own=self.own, count=count, statistics={}))
         rows = rows_of(totals, own=self.own, count=count, statistics=statistics)
         loss = self.objective.pair_loss(rows).sum(dtype=torch.float64) / count
         batch_loss = self.objective.batch_loss(statistics, count=count) if statistics else None
@@ -85,6 +86,7 @@ class _Dense:
                 same_text=None if ids is None else ids.unsqueeze(1) == ids,
                 guide=None if guide is None else guide @ guide.T,
                 scale=self.scale,
+                bias=self.bias,
                 numbers={name: (number.unsqueeze(1), number.unsqueeze(0)) for name, number in self.numbers.items()},
             )
         ]
@@ -92,7 +94,9 @@ class _Dense:
         for side, name, rows, columns in extras:
             if name in self.agreement.extras:
                 logits = self._scaled(leaves[rows] @ leaves[columns].T, main=True)
-                blocks.append(Block({MAIN: logits}, positive=None, same_text=None, guide=None, scale=self.scale, extra=side))
+                blocks.append(
+                    Block({MAIN: logits}, positive=None, same_text=None, guide=None, scale=self.scale, bias=self.bias, extra=side)
+                )
         return blocks
 
     def _gather(self, rows: Tensor | None) -> Tensor | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clipscale.contrast.backends import Backend, Samples
 from clipscale.contrast.choose import choose_backend
-from clipscale.contrast.layout import HARDEST, SIDES, Layout, layouts_of, reduced_before
+from clipscale.contrast.layout import HARDEST, SIDES, Layout, layouts_of, numbers_of, reduced_before
 from clipscale.contrast.line import Line
 from clipscale.contrast.logits import effective_bias, to_cosine, to_logits, unit_guide
 from clipscale.contrast.pairs import Agreement, Request
@@ -38,8 +38,9 @@ from clipscale.contrast.result import (
     share_of_batch_loss,
     sum_in_order,
 )
+from clipscale.contrast.statistics import RowSums, Statistics
 from clipscale.contrast.tiled import Into, Sums, TiledBlock
-from clipscale.objectives import MAIN, Objective, Own, Product, Pull, Side
+from clipscale.objectives import MAIN, Own, Product, Pull, Side
 
 
 def grid_loss(request: Request, agreement: Agreement) -> Result:
@@ -55,7 +56,7 @@ class _GridLoss:
         self.scale = request.scale.detach().to(request.dtype).reshape(())
         self.bias = effective_bias(request)
         self.features = {view: features.detach() for view, features in pairs.features(objective).items()}
-        self.numbers = {name: _in_dtype(pairs.numbers[name].detach(), request.dtype) for name in objective.numbers}
+        self.numbers = {name: _in_dtype(pairs.numbers[name].detach(), request.dtype) for name in numbers_of(objective)}
         self.lines = self._lines_of(agreement.sizes)
         self.extra_lines = {name: self._lines_of(sizes) for name, sizes in agreement.extras.items()}
         self.layouts = layouts_of(objective, like=self.scale.new_zeros(0))
@@ -107,14 +108,14 @@ class _GridLoss:
     def _own(self) -> Own:
         cosines = {(a, b): row_dots(self.features[a], self.features[b].to(self.scale.dtype)) for a, b in pairs_of_views(self.objective)}
         logits = {pair: to_logits(cosine, self.scale, self.bias if pair == MAIN else None) for pair, cosine in cosines.items()}
-        return Own(self.features, logits, self.scale, self.numbers)
+        return Own(self.features, logits, self.scale, self.numbers, self.bias)
 
     def run(self) -> Result:
         partials: list[dict[Side, Tensor]] = []
         totals: Totals = {"x": {}, "y": {}}
         reduced: list[Totals] = []
         hardest: dict[Side, Tensor] = {}
-        statistics = _Statistics(self)
+        statistics = Statistics(self.objective, self.own, add_over_ranks=self.add_over_ranks)
         count = self.agreement.count
         backward = _Backward(self) if self.agreement.wanted else None
         for layout in self.layouts:
@@ -127,8 +128,10 @@ class _GridLoss:
                 totals[side] |= layout.totals(side, partials[-1][side])
                 if HARDEST in totals[side]:
                     hardest[side] = to_cosine(totals[side].pop(HARDEST), self.scale, self.bias)
-        finished = finish(self.objective, totals, self.own, statistics.totals, count=count)
-        batch_loss, batch_gradients = share_of_batch_loss(self.objective, statistics.totals, count=count)
+        sums = RowSums(self.objective, totals, self.own, count=count, add_over_ranks=self.add_over_ranks)
+        known = {**statistics.totals, **sums.totals}
+        finished = finish(self.objective, totals, self.own, known, count=count)
+        batch_loss, batch_gradients = share_of_batch_loss(self.objective, known, count=count)
         cosine = to_cosine(self.own.pairs[MAIN], self.scale, self.bias)
         told = self.add_over_ranks(torch.cat([finished.loss.reshape(1), Tally.of(cosine, hardest).numbers]))
         loss = told[0] if batch_loss is None else told[0] + batch_loss
@@ -136,7 +139,7 @@ class _GridLoss:
         gradients = None
         if backward is not None:
             through_statistics = statistics.pull(finished.statistics, batch_gradients)
-            gradients = backward.run(finished, through_statistics, _Forward(partials, totals, reduced))
+            gradients = backward.run(sums.pull(finished, batch_gradients), through_statistics, _Forward(partials, totals, reduced))
         return Result(loss.to(self.scale.dtype), metrics, gradients)
 
     def _to_owners(self, layout: Layout, found: list[dict[Side, Tensor]]) -> dict[Side, Tensor]:
@@ -159,54 +162,6 @@ class _GridLoss:
         for line in self.lines.values():
             numbers = sum_in_order(list(line.gather_equal(numbers)))
         return numbers
-
-
-class _Statistics:
-    """The objective's small sums over the global batch, and the way back to this rank's features."""
-
-    def __init__(self, loss: _GridLoss) -> None:
-        self.own: dict[str, Tensor] = {}
-        self.totals: dict[str, Tensor] = {}
-        self.add_over_ranks = loss.add_over_ranks
-        if type(loss.objective).statistics is Objective.statistics:
-            return
-        self.leaves = {name: features.detach().to(loss.scale.dtype).requires_grad_() for name, features in loss.features.items()}
-        leaf = loss.scale.detach().requires_grad_()
-        pairs = {pair: logit.detach().requires_grad_() for pair, logit in loss.own.pairs.items()}
-        self.inputs: dict[str | Product, Tensor] = {}
-        for view, features in self.leaves.items():
-            self.inputs[view] = features
-        for pair, logits in pairs.items():
-            self.inputs[pair] = logits
-        self.inputs["scale"] = leaf
-        with torch.enable_grad():
-            self.own = loss.objective.statistics(Own(self.leaves, pairs, leaf, loss.numbers))
-        self.totals = self._add_up({name: value.detach() for name, value in self.own.items()})
-
-    def _add_up(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same tensors, added over ranks in float64."""
-        if not named:
-            return {}
-        flat = self.add_over_ranks(torch.cat([tensor.to(torch.float64).flatten() for tensor in named.values()]))
-        parts = torch.split(flat, [tensor.numel() for tensor in named.values()])
-        return {name: part.reshape(tensor.shape).to(tensor.dtype) for (name, tensor), part in zip(named.items(), parts, strict=True)}
-
-    def pull(self, own: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> dict[str | Product, Tensor]:
-        """d loss / d this rank's features, scale and own logits, through the statistics.
-
-        `own` is each rank's share of d loss / d statistic, `shared` is the same on all.
-        """
-        if not self.own:
-            return {}
-        alive = {name: value for name, value in self.own.items() if value.requires_grad}
-        if not alive:
-            return {}
-        total = self._add_up({name: own[name] for name in alive})
-        for name, gradient in shared.items():
-            total[name] = total[name] + gradient
-        weights = [total[name] for name in alive]
-        found = torch.autograd.grad(list(alive.values()), list(self.inputs.values()), weights, allow_unused=True)
-        return {name: gradient for name, gradient in zip(self.inputs, found, strict=True) if gradient is not None}
 
 
 class _Forward(NamedTuple):
@@ -314,7 +269,8 @@ class _Backward:
 
     def _finish(self, finished: Finished, through_statistics: Mapping[str | Product, Tensor], numbers: Mapping[str, Tensor]) -> Gradients:
         """Each rank's part of a feature's gradient to the owner, then the pairs' own logits."""
-        loss, bias = self.loss, self.into.bias
+        loss = self.loss
+        bias = self.into.bias + finished.bias.to(torch.float64) + through_statistics.get("bias", 0)
         scale = self.into.scale + finished.scale.to(torch.float64) + through_statistics.get("scale", 0)
         every = {**loss.features, **loss.request.pairs.extras()}
         leaves: dict[str, Tensor] = {name: number for name, number in numbers.items() if name in self.wanted}

@@ -39,6 +39,11 @@ class Peak(Max):
         return torch.maximum(one, other)
 
 
+def numbers_of(objective: Objective) -> tuple[str, ...]:
+    """Names of every number that blocks show: those the caller gives, then those derived from the pairs' embeddings."""
+    return (*objective.numbers, *objective.derived_numbers(dict.fromkeys(objective.views, torch.zeros(0, 1))))
+
+
 def as_parts(terms: Terms) -> dict[str, tuple[Term, ...]]:
     """Terms by name, each name's as a tuple."""
     return {name: (term,) if isinstance(term, Term) else tuple(term) for name, term in terms.items()}
@@ -69,7 +74,8 @@ class Layout:
             same_text=mask,
             guide=nothing().detach(),
             scale=like.new_ones(()),
-            numbers=dict.fromkeys(objective.numbers, pair),
+            bias=like.new_zeros(()) if "bias" in objective.needs else None,
+            numbers=dict.fromkeys(numbers_of(objective), pair),
             reduced=dict.fromkeys(earlier, pair),
         )
         with torch.enable_grad():

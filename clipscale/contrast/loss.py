@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipscale.contrast.choose import check_backend
 from clipscale.contrast.dense import dense_loss
+from clipscale.contrast.derived import Derived
 from clipscale.contrast.grid import grid_loss
 from clipscale.contrast.grouped import check_groups, grouped_loss
 from clipscale.contrast.pairs import Pairs, Request, agree
@@ -130,9 +131,10 @@ def _compute(request: Request) -> Result:
         if rounded is not None:
             request = replace(request, pairs=request.pairs.rounded(rounded))
         compute = dense_loss if request.settings.method == "dense" else grid_loss  # one rank is a 1×1 grid: tiles without a network
+        derived = Derived(request, agreement)
         if request.objective.groups > 1:
-            return grouped_loss(request, agreement, compute)
-        return compute(request, agreement)
+            return derived.hand_back(grouped_loss(derived.request, derived.agreement, compute))
+        return derived.hand_back(compute(derived.request, derived.agreement))
 
 
 def _as_named(gradients: Gradients) -> dict[str, Tensor]:

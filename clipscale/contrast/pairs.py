@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipscale.contrast.layout import numbers_of
 from clipscale.contrast.settings import ContrastSettings
 from clipscale.errors import ContrastError, NonFiniteFeatures
 from clipscale.objectives import Objective
@@ -71,7 +72,8 @@ class Pairs:
 
     def leaves(self, objective: Objective) -> dict[str, Tensor]:
         """Everything a gradient may flow to, by name."""
-        numbers = {name: self.numbers[name] for name in objective.numbers if self.numbers[name].is_floating_point()}
+        known = {name: self.numbers[name] for name in numbers_of(objective) if name in self.numbers}
+        numbers = {name: number for name, number in known.items() if number.is_floating_point()}
         return {**self.features(objective), **self.extras(), **numbers}
 
     def rounded(self, dtype: torch.dtype) -> Pairs:
@@ -222,8 +224,19 @@ def _shown(value: Any) -> str:
 def find_problem(request: Request) -> str | None:
     """What is wrong with this rank's input besides values that are not finite, or None."""
     pairs, objective = request.pairs, request.objective
+    problems = (_unmet_problem(part, pairs, request.bias) for part in objective.parts)
+    return (
+        next((problem for problem in problems if problem is not None), None)
+        or _shape_problem(pairs)
+        or _number_problem("scale", request.scale, positive=True)
+        or (_number_problem("bias", request.bias) if request.bias is not None else None)
+        or _device_problem(request)
+    )
+
+
+def _unmet_problem(objective: Objective, pairs: Pairs, bias: Tensor | None) -> str | None:
     name = type(objective).__name__
-    wanted = {"guide": pairs.guide_y, "first_guide": pairs.guide_x, "ids": pairs.ids, "bias": request.bias}
+    wanted = {"guide": pairs.guide_y, "first_guide": pairs.guide_x, "ids": pairs.ids, "bias": bias}
     for need in sorted(objective.needs):
         if wanted[need] is None:
             return f"objective {name} needs {_NAMES[need]}, none was given"
@@ -235,12 +248,7 @@ def find_problem(request: Request) -> str | None:
             return f"objective {name} needs a number '{number}' of every pair; there are {', '.join(pairs.numbers) or 'none'}"
     if pairs.extras() and not objective.takes_extras:
         return f"objective {name} takes no extra samples, {' and '.join(pairs.extras())} was given"
-    return (
-        _shape_problem(pairs)
-        or _number_problem("scale", request.scale, positive=True)
-        or (_number_problem("bias", request.bias) if request.bias is not None else None)
-        or _device_problem(request)
-    )
+    return None
 
 
 _NAMES = {

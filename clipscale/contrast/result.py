@@ -47,7 +47,7 @@ def pairs_of_views(objective: Objective) -> list[Product]:
 
 def rows_of(totals: Totals, *, own: Own, count: int, statistics: Mapping[str, Tensor]) -> dict[Side, Row]:
     """Both sides' rows of the pairs."""
-    return {side: Row(side, own.pairs, count, totals.get(side, {}), own.scale, statistics, own.numbers) for side in SIDES}
+    return {side: Row(side, own.pairs, count, totals.get(side, {}), own.scale, statistics, own.numbers, own.bias) for side in SIDES}
 
 
 class Finished(NamedTuple):
@@ -65,28 +65,59 @@ class Finished(NamedTuple):
     """d this rank's share / d statistic."""
     scale: Tensor
     """d loss / d scale where the objective uses it itself, besides the logits that it is in."""
+    bias: Tensor
+    """The same of the bias; 0 where there is none."""
+
+    def plus(self, other: Finished) -> Finished:
+        """The same loss, with another value's worth of everything but statistics added."""
+        return Finished(
+            self.loss,
+            {side: _added(self.totals[side], other.totals[side]) for side in SIDES},
+            {pair: worth + other.pairs[pair] for pair, worth in self.pairs.items()},
+            _added(self.numbers, other.numbers),
+            self.statistics,
+            self.scale + other.scale,
+            self.bias + other.bias,
+        )
+
+
+def _added(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + other[name] for name, tensor in one.items()}
+
+
+class Watched:
+    """Pairs, with everything a loss of theirs is computed from as leaves of a new graph: O(b) numbers."""
+
+    def __init__(self, totals: Totals, own: Own, statistics: Mapping[str, Tensor]) -> None:
+        self.totals: Totals = {side: _leaves(totals[side]) for side in SIDES}
+        self.pairs = _leaves(own.pairs)
+        self.floating = _leaves({name: number for name, number in own.numbers.items() if number.is_floating_point()})
+        self.statistics = _leaves(statistics)
+        self.factors = _leaves({"scale": own.scale} if own.bias is None else {"scale": own.scale, "bias": own.bias})
+        numbers = {**own.numbers, **self.floating}
+        self.own = Own(own.views, self.pairs, self.factors["scale"], numbers, self.factors.get("bias"))
+
+    def rows(self, count: int) -> dict[Side, Row]:
+        """The pairs from both sides, of a global batch of `count`."""
+        return rows_of(self.totals, own=self.own, count=count, statistics=self.statistics)
+
+    def worth(self, value: Tensor) -> Finished:
+        """d value / d everything."""
+        groups = [self.totals["x"], self.totals["y"], self.pairs, self.floating, self.statistics, self.factors]
+        flat = [leaf for group in groups for leaf in group.values()]
+        found = torch.autograd.grad(value, flat, allow_unused=True) if value.requires_grad else [None] * len(flat)
+        gradients = iter(torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(flat, found, strict=True))
+        x, y, pairs, numbers, statistics, factors = ({name: next(gradients) for name in group} for group in groups)
+        bias = factors.get("bias", torch.zeros_like(factors["scale"]))
+        return Finished(value.detach(), {"x": x, "y": y}, pairs, numbers, statistics, factors["scale"], bias)
 
 
 def finish(objective: Objective, totals: Totals, own: Own, statistics: Mapping[str, Tensor], *, count: int) -> Finished:
     """Losses of the pairs, and by autograd on these few numbers what each term and each pair's logit is worth."""
-    groups: list[Mapping[str, Tensor] | Mapping[Product, Tensor]] = [
-        own.pairs,
-        {name: number for name, number in own.numbers.items() if number.is_floating_point()},
-        statistics,
-        {"scale": own.scale},
-        *(totals[side] for side in SIDES),
-    ]
-    leaves = [_leaves(group) for group in groups]
-    numbers = {**own.numbers, **leaves[1]}
-    watched = Own(own.views, leaves[0], leaves[3]["scale"], numbers)
+    watched = Watched(totals, own, statistics)
     with torch.enable_grad():
-        rows = rows_of({"x": leaves[4], "y": leaves[5]}, own=watched, count=count, statistics=leaves[2])
-        loss = objective.pair_loss(rows).sum(dtype=torch.float64) / count
-    flat = [leaf for group in leaves for leaf in group.values()]
-    found = torch.autograd.grad(loss, flat, allow_unused=True) if loss.requires_grad else [None] * len(flat)
-    gradients = iter(torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(flat, found, strict=True))
-    pairs, floating, summed, scale, x_totals, y_totals = ({name: next(gradients) for name in group} for group in leaves)
-    return Finished(loss.detach(), {"x": x_totals, "y": y_totals}, pairs, floating, summed, scale["scale"])
+        loss = objective.pair_loss(watched.rows(count)).sum(dtype=torch.float64) / count
+    return watched.worth(loss)
 
 
 def _leaves(group: Mapping) -> dict:  # type: ignore[type-arg]

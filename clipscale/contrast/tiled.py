@@ -42,7 +42,7 @@ class Into:
 
     sides: Mapping[Side, Sums]
     bias: Tensor
-    """Σ d loss / d logit of x against y: float64."""
+    """d loss / d bias: float64."""
     scale: Tensor
     """d loss / d scale, as far as the backend's tiles tell it: float64."""
 
@@ -156,6 +156,7 @@ class TiledBlock:
             same_text=same_text,
             guide=guide,
             scale=self.scale,
+            bias=self.bias,
             numbers={name: (rows.numbers[name].unsqueeze(1), columns.numbers[name].unsqueeze(0)) for name in shared},
             reduced=reduced,
             extra=self.extra,

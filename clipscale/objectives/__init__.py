@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import ModelWrapValidatorHandler, model_validator
 from torch import Tensor
 
 from clipscale.objectives._terms import (
@@ -40,7 +41,8 @@ class Objective(Part, ABC):
     calls `row_loss` on the results, and gets all gradients by itself; a pair's own logit reaches `row_loss` as `row.positive`, so that
     terms can leave it out and keep their precision on fitted pairs.
 
-    Most objectives define `terms` and `row_loss`, and nothing else.
+    Most objectives define `terms` and `row_loss`, and nothing else. Several are added up by configuration:
+    `{name: clip, add: [{name: uniformity, weight: 0.5}]}`.
     """
 
     folder: ClassVar[str] = "clipscale.objectives"
@@ -76,6 +78,13 @@ class Objective(Part, ABC):
         """Names of numbers that every pair must bring along: labels, weights, temperatures of its own."""
         return ()
 
+    def derived_numbers(self, views: Mapping[View, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002 - most objectives have none
+        """Further numbers of every pair, from its own embeddings ([b, D] each): [b] each, shown in blocks and rows like any other number.
+
+        Gradients flow through them. Each may depend on its own pair alone; names must not depend on the values.
+        """
+        return {}
+
     @property
     def groups(self) -> int:
         """Into how many groups the global batch is cut, each with negatives of its own alone; the loss is their mean."""
@@ -85,6 +94,11 @@ class Objective(Part, ABC):
     def centres_guide(self) -> bool:
         """Whether the global batch's mean is taken off the guide features before their cosines."""
         return False
+
+    @property
+    def parts(self) -> tuple[Objective, ...]:
+        """The objectives that this one adds up; only itself unless it is a composition."""
+        return (self,)
 
     @abstractmethod
     def terms(self, block: Block) -> Terms:
@@ -98,6 +112,13 @@ class Objective(Part, ABC):
         """Small sums over this rank's pairs, which are added over all ranks before any loss is computed."""
         return {}
 
+    def row_sums(self, rows: Mapping[Side, Row]) -> dict[str, Tensor]:  # noqa: ARG002 - most objectives have none
+        """Small sums over this rank's pairs of what their terms have come to, added over all ranks before any loss is computed.
+
+        `pair_loss` and `batch_loss` then find them among the statistics; the rows given here have none yet.
+        """
+        return {}
+
     def row_loss(self, row: Row) -> Tensor:  # noqa: ARG002 - objectives with a pair_loss have none
         """Loss of each pair as seen from one side, from its own logit and its reduced terms: [n]."""
         raise TypeError(f"objective {type(self).__name__} defines neither row_loss nor pair_loss")
@@ -109,6 +130,16 @@ class Objective(Part, ABC):
     def batch_loss(self, statistics: Mapping[str, Tensor], *, count: int) -> Tensor | None:  # noqa: ARG002 - most objectives have none
         """A part of the loss that only depends on the statistics of the global batch of `count` pairs: 0-d."""
         return None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _add_up(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """`{name: clip, add: [...]}` is a composition; everything else is one objective."""
+        if cls is not Objective or not isinstance(value, dict) or "add" not in value:
+            return handler(value)
+        from clipscale.objectives._composition import compose  # it is made of objectives
+
+        return compose(value)  # type: ignore[return-value]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -51,8 +51,10 @@ class Block:
     """Cosine of the two pairs' guide features: [n, m]; None unless the objective needs it."""
     scale: Tensor
     """What the cosines were multiplied with: 0-d."""
+    bias: Tensor | None = None
+    """What was added to the logits of x against y: 0-d; None when the objective needs no bias."""
     numbers: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """What `Objective.numbers` names, of the rows [n, 1] and of the columns [1, m]."""
+    """What `Objective.numbers` names and what `Objective.derived_numbers` gives, of the rows [n, 1] and of the columns [1, m]."""
     reduced: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Terms that earlier sweeps have reduced over the whole other side: of the rows [n, 1] and of the columns [1, m]."""
     extra: Side | None = None
@@ -83,6 +85,8 @@ class Own:
     """0-d."""
     numbers: Mapping[str, Tensor]
     """[b] each."""
+    bias: Tensor | None = None
+    """0-d."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,11 @@ class Row:
     scale: Tensor
     """What the cosines were multiplied with: 0-d."""
     statistics: Mapping[str, Tensor]
-    """`Objective.statistics`, added over the global batch."""
+    """`Objective.statistics` and `Objective.row_sums`, added over the global batch."""
     numbers: Mapping[str, Tensor]
-    """What `Objective.numbers` names: [n]."""
+    """What `Objective.numbers` names and what `Objective.derived_numbers` gives: [n]."""
+    bias: Tensor | None = None
+    """What was added to the logits of x with y: 0-d."""
 
     @property
     def positive(self) -> Tensor:

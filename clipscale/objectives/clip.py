@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from clipscale.objectives import Block, LogSumExp, Need, Objective, Row, SameText, Sum, Term, softplus
+from clipscale.objectives import Block, Need, Objective, Row, SameText, Term
+from clipscale.objectives._softmax import candidate_terms, cross_entropy
 
 
 class Clip(Objective):
@@ -32,16 +32,7 @@ class Clip(Objective):
         return frozenset({"ids"} if self.same_text == "ignored" else ())
 
     def terms(self, block: Block) -> dict[str, Term]:
-        left_out = block.left_out(self.same_text)
-        terms: dict[str, Term] = {"negatives": LogSumExp(block.logits, left_out)}
-        if self.label_smoothing:
-            terms["sum"] = Sum(block.logits, left_out)
-            terms["count"] = Sum(torch.ones_like(block.logits), left_out)
-        return terms
+        return candidate_terms(block.logits, block.left_out(self.same_text), label_smoothing=self.label_smoothing)
 
     def row_loss(self, row: Row) -> Tensor:
-        loss = softplus(row["negatives"] - row.positive)
-        if self.label_smoothing:
-            mean = (row["sum"] + row.positive) / (row["count"] + 1)
-            loss = loss + self.label_smoothing * (row.positive - mean)
-        return loss / 2
+        return cross_entropy(row, row.positive, label_smoothing=self.label_smoothing) / 2

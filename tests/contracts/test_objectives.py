@@ -10,7 +10,7 @@ import textbook
 import torch
 
 from clipscale.contrast import ContrastSettings, Pairs, contrastive_loss
-from clipscale.contrast.layout import as_parts
+from clipscale.contrast.layout import as_parts, numbers_of
 from clipscale.errors import ContrastError
 from clipscale.objectives import Block, Objective
 from clipscale.parallel.mesh import Mesh
@@ -79,7 +79,8 @@ def test_terms_are_the_same_for_an_empty_block(objective):
     def block(rows: int, columns: int) -> Block:
         numbers = torch.full((rows, columns), 0.5)
         products = dict.fromkeys(objective.products, numbers)
-        return Block(products, positive=numbers > 1, same_text=numbers > 1, guide=numbers, scale=torch.tensor(2.0))
+        known = dict.fromkeys(numbers_of(objective), (torch.full((rows, 1), 0.5), torch.full((1, columns), 0.5)))
+        return Block(products, positive=numbers > 1, same_text=numbers > 1, guide=numbers, scale=torch.tensor(2.0), numbers=known)
 
     empty, full = (as_parts(objective.terms(block(*shape))) for shape in ((0, 0), (3, 5)))
     kinds = [{name: [(type(term), term.side) for term in parts] for name, parts in terms.items()} for terms in (empty, full)]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clipscale.contrast.layout import HARDEST, sweep_terms
+from clipscale.contrast.layout import HARDEST, numbers_of, sweep_terms
 from clipscale.objectives import MAIN, Block, LogSumExp, Objective, Side, SoftplusSum, Sum, Term
 
 Reduction = Literal["logsumexp", "softplus", "sum", "count"]
@@ -82,7 +82,8 @@ def _probe(objective: Objective, *, extra: Side | None, captions: bool) -> Block
         same_text=same if captions and not extra else None,
         guide=None if extra else guide,
         scale=torch.tensor(3.7),
-        numbers={} if extra else {name: (numbers(6, 1), numbers(1, 8)) for name in objective.numbers},
+        bias=torch.tensor(-1.3) if "bias" in objective.needs else None,
+        numbers={} if extra else {name: (numbers(6, 1), numbers(1, 8)) for name in numbers_of(objective)},
         extra=extra,
     )
 
