@@ -2,7 +2,8 @@
 
 Triton (3.7) compiles one C file, its `driver.c`, on the first launch of a kernel, and keeps the module in TRITON_CACHE_DIR under a
 hash of the source; kernels themselves go through its own LLVM and ptxas. Here the same code runs without a GPU: the module is linked to
-a stand-in for libcuda.so.1 whose functions do nothing, and finds the real one where there is a driver.
+a stand-in for libcuda.so.1 whose functions do nothing, and finds the real one where there is a driver. The hash also holds what Python's
+`platform` tells of the machine, which asks the program `file` where it is installed: both stages of the image must have it, or neither.
 """
 
 from __future__ import annotations

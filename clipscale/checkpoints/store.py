@@ -14,6 +14,7 @@ from clipscale.checkpoints.reading import read_manifest, step_of, verify
 from clipscale.checkpoints.retention import kept, loss_of
 from clipscale.checkpoints.settings import Checkpoints
 from clipscale.checkpoints.writing import put_in_place, remove
+from clipscale.credentials import redacted
 from clipscale.data.store import Store, open_filesystem
 from clipscale.errors import CheckpointError, ClipscaleError, RequestError
 
@@ -117,7 +118,7 @@ class CheckpointStore:
             put_in_place(aside, folder / name)
         except (OSError, ValueError, ClipscaleError) as error:
             remove(aside)
-            raise CheckpointError(f"{self.address}/{name}: {error}") from error
+            raise CheckpointError(redacted(f"{self.address}/{name}: {error}")) from error
         return folder / name
 
 
@@ -151,4 +152,4 @@ def check_store(address: str) -> None:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return redacted(f"{type(error).__name__}: {error}")

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny import tiny_run, write_squares
 from unreliable_server import UnreliableServer, unreliable_server
 
+from clipscale import checkpoints
+from clipscale.checkpoints import CheckpointStore
 from clipscale.cli import main
 from clipscale.config import load_run, to_yaml
 from clipscale.credentials import filled_in, options_filled_in, redacted, refuse_literal_secrets
 from clipscale.data.store import Reading, Store
-from clipscale.errors import ConfigError, DataError, ShardError
+from clipscale.errors import CheckpointError, ConfigError, DataError, ShardError
 from clipscale.run_folder import write_environment
 
 PASSWORD = "gr8-Secret/of+mine"
@@ -261,3 +264,13 @@ def test_the_recorded_command_holds_no_secret(tmp_path: Path) -> None:
     write_environment(tmp_path, seed=0, device="cpu", world=1, command=["clipscale", "train", AWS])
     command = json.loads((tmp_path / "environment.json").read_text())["command"]
     assert command == ["clipscale", "train", "(an access key of AWS)"]
+
+
+def test_a_store_of_checkpoints_that_fails_is_named_by_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hidden-name").touch()  # no folder can be made below a file
+    monkeypatch.setenv("STORE_FOLDER", str(tmp_path / "hidden-name"))
+    tensors = {"model": {"w": torch.zeros(1)}, "optimizer": {"w/m": torch.zeros(1)}}
+    whole = checkpoints.save(tmp_path / "checkpoints", step=1, tensors=tensors, state={}, config="")
+    with pytest.raises(CheckpointError, match="STORE_FOLDER") as raised:
+        CheckpointStore("${STORE_FOLDER}/runs").put(whole)
+    assert "hidden-name" not in str(raised.value)
