@@ -100,7 +100,7 @@ def _time(plan: Plan) -> Table:
     note = (
         f"A roofline: products at {gpu.products:.0%} of the published rate, bytes at {gpu.streaming:.0%} of the memory's bandwidth, links "
         f"at {gpu.links:.0%} of theirs, {gpu.launch_us:g} µs at least for an operator. "
-        "open_clip's published runs on A100 reached 0.36 to 0.47 of such a plan (docs/planning.md): hosts and data take their part."
+        "open_clip's published runs on A100 reached 0.33 to 0.48 of such a plan (docs/planning.md): hosts and data take their part."
     )
     return Table("Time of a step", ("phase", "time", "share"), rows, note)
 

@@ -178,6 +178,11 @@ def test_what_does_not_fit_is_told_what_to_change_and_the_change_fits(tmp_path: 
     assert [one.change for one in told.advice if one.change.startswith("micro_batch=")]
 
 
+def test_no_change_is_told_that_does_not_help(tmp_path: Path) -> None:
+    hopeless = made(tmp_path, gpus_per_node=1, gpu={"memory_gib": 0.0001}, engine="local", precision="bf16")
+    assert (hopeless.asked.largest_micro_batch, hopeless.advice) == (0, [])
+
+
 def test_more_parts_of_weights_take_less_memory_and_more_bytes() -> None:
     engines = ("ddp", {"name": "fsdp2", "gathered": "block"})
     runs = (validate(Run, settings(engine=engine, micro_batch=32)) for engine in engines)
