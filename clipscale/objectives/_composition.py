@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 import torch
-from pydantic import Field, ModelWrapValidatorHandler, SerializationInfo, model_serializer, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, SerializationInfo, field_validator, model_serializer, model_validator
 from torch import Tensor
 
 from clipscale.objectives import MAIN, Block, Need, Objective, Own, Product, Row, Side, Terms, View
@@ -61,6 +61,13 @@ class Composition(Objective):
     @model_serializer(mode="plain")
     def _with_name(self, info: SerializationInfo) -> dict[str, Any]:  # type: ignore[override]  # the parts have names, this has none
         return {**self.first.model_dump(mode=info.mode), "add": [added.model_dump(mode=info.mode) for added in self.add]}
+
+    @field_validator("add", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"it must be a list, as in [uniformity, {{name: alignment, weight: 0.5}}]; it is {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

@@ -188,6 +188,35 @@ def siglip_with_extras(data: Data) -> Tensor:
     return (functional.softplus(-sign * logits).sum() + extras / 2) / len(logits)
 
 
+class Unbiased(Siglip):
+    """Sigmoid loss; the mean square of the pairs' logits without their bias; the square of a mean of terms, each with its pair's number."""
+
+    one_sweep: ClassVar[bool] = False
+    takes_extras: ClassVar[bool] = False
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return ("temperature",)
+
+    def statistics(self, own: Own) -> dict[str, Tensor]:
+        return {"squares": (own.pairs["x", "y"] - own.bias).square().sum()}
+
+    def row_sums(self, rows: Mapping[Any, Row]) -> dict[str, Tensor]:
+        row = rows["y"]
+        return {"mean": (row["negatives"] * row.numbers["temperature"] * (row.positive - row.bias) / row.scale).sum() / row.count}
+
+    def batch_loss(self, statistics: Mapping[str, Tensor], *, count: int) -> Tensor:
+        return statistics["squares"] / count + statistics["mean"].square()
+
+
+def unbiased(data: Data) -> Tensor:
+    logits = data["scale"] * data["x"] @ data["y"].T
+    sign = 2 * torch.eye(len(logits), dtype=torch.float64) - 1
+    negatives = (functional.softplus(logits + data["bias"]) * (sign < 0)).sum(0)
+    mean = (negatives * data["temperature"] * (data["x"] * data["y"]).sum(1)).mean()
+    return functional.softplus(-sign * (logits + data["bias"])).sum() / len(logits) + logits.diagonal().square().mean() + mean.square()
+
+
 class Grouped(Clip):
     """Negatives of the own half only."""
 
@@ -214,6 +243,7 @@ CASES: dict[str, tuple[Objective, Callable[[Data], Tensor]]] = {
     "volume": (Volume(), volume),
     "clip_with_extras": (Clip(label_smoothing=0.2), clip_with_extras),
     "siglip_with_extras": (Siglip(), siglip_with_extras),
+    "unbiased": (Unbiased(), unbiased),
     "grouped": (Grouped(), grouped),
 }
 SIZES = {1: [12], 2: [5, 7], 4: [3, 0, 5, 4], 5: [3, 3, 3, 3, 0], 6: [2, 2, 2, 2, 2, 2]}

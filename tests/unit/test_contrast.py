@@ -16,9 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipscale.contrast import ContrastOutput, ContrastSettings, Pairs, contrastive_loss
 from clipscale.objectives import Objective
+from clipscale.objectives.cacr import Cacr
 from clipscale.objectives.clip import Clip
 from clipscale.objectives.cwcl import Cwcl
 from clipscale.objectives.siglip import Siglip
+from clipscale.objectives.soft_clip import SoftClip
 from clipscale.parallel.mesh import Mesh
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "objectives.json").read_text())
@@ -188,7 +190,11 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("objective", [Clip(label_smoothing=0.1, same_text="ignored"), Siglip(), Cwcl()], ids=["clip", "siglip", "cwcl"])
+@pytest.mark.parametrize(
+    "objective",
+    [Clip(label_smoothing=0.1, same_text="ignored"), Siglip(), Cwcl(), SoftClip(), Cacr()],
+    ids=["clip", "siglip", "cwcl", "soft_clip", "cacr"],
+)
 def test_nothing_larger_than_a_tile_or_the_embeddings_is_ever_held(objective):
     count, width, tile = 300, 8, 32
     batch = textbook.make_batch(count, width=width).to(torch.float32)

@@ -85,7 +85,13 @@ def test_open_clip_receives_what_gathering_everywhere_takes():
 
 @pytest.mark.parametrize(
     "options",
-    [{"objective": "siglip"}, {"objective": {"name": "dcl", "negatives": "both"}}, {"objective": "dclw"}, {"objective": "decoupled"}],
+    [
+        {"objective": "siglip"},
+        {"objective": {"name": "dcl", "negatives": "both"}},
+        {"objective": "dclw"},
+        {"objective": "decoupled"},
+        {"objective": {"name": "clip", "add": ["uniformity", "cacr"]}},
+    ],
 )
 @pytest.mark.parametrize("world", [6, 7])
 def test_cost_is_right_for_other_objectives_and_grids(options, world):
@@ -136,6 +142,7 @@ class CountProducts(TorchDispatchMode):
         ({"name": "mv_dhel"}, "auto", 6),
         ({"name": "supcon", "positives": "label"}, 0, 4),
         ({"name": "decoupled", "positives": "label"}, 0, 8),
+        ({"name": "clip", "add": ["alignment", "cross_uniformity", "focal"]}, 0, 4),
     ],
 )
 def test_the_products_made_are_those_told(objective, cache, products):

@@ -59,6 +59,7 @@ def test_adding_nothing_is_the_objective_alone():
         ({"name": "clip", "add": [{"name": "uniformity", "weight": -1.0}]}, ("add", 0, "weight"), "greater than 0"),
         ({"name": "clip", "add": [{"name": "uniformity", "sharpnes": 1.0}]}, ("add", 0, "sharpnes"), "did you mean 'sharpness'"),
         ({"name": "clip", "add": ["alignment", "unifomity"]}, ("add", 1), "did you mean 'uniformity'"),
+        ({"name": "clip", "add": {"name": "uniformity"}}, ("add",), "it must be a list"),
         ({"name": "clip", "label": 1, "add": ["uniformity"]}, ("label",), "there is no such setting"),
         ({"name": "clip", "add": ["cwcl", {"name": "cwcl", "guided_by": "first"}]}, (), "take their weights from different towers"),
         ({"name": "cwcl", "add": [{"name": "cwcl", "centre": True}]}, (), "differ in `centre`"),
