@@ -17,6 +17,8 @@ from typing import Any
 from data_tools.packing import BadRow
 
 _MAX_FILE_BYTES = 1 << 30
+_CHUNK = 1 << 20
+_READ = os.O_RDONLY | os.O_NONBLOCK  # a pipe among the files must not keep us waiting
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,19 @@ def read_medium(medium: Medium) -> bytes:
         raise BadRow("unreadable file", f"{medium}: {error}") from error
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path | str) -> bytes:
     """The bytes of a plain file of at most 1 GiB."""
-    with open(path, "rb", buffering=0, opener=_opener) as file:
-        state = os.fstat(file.fileno())
+    descriptor = os.open(path, _READ)
+    try:
+        state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_FILE_BYTES:
             raise BadRow("unreadable file", f"{path}: no plain file, or larger than {_MAX_FILE_BYTES} bytes")
-        return file.readall()
-
-
-def _opener(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe among the files must not keep us waiting
+        data = os.read(descriptor, state.st_size + 1)
+        if len(data) != state.st_size:  # it grew, or came in pieces
+            data += b"".join(iter(lambda: os.read(descriptor, _CHUNK), b""))
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def changed_ns(path: Path) -> int:

@@ -99,14 +99,15 @@ class ShardWriter:
         self._check(key, captions, image, speech)
         row = media_columns(image, speech)
         fields = {**(record or {}), "captions": list(captions)}
-        text = json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        text = _record_text(fields)
         members = (
             ("image", row["image_suffix"], image),
             ("speech", row["speech_suffix"], speech),
             ("text", "txt", captions[0].encode()),
             ("record", "json", text.encode()),
         )
-        self._append(key, {**row, "captions": len(captions), "status": "ok"}, members)
+        row["captions"], row["status"] = len(captions), "ok"
+        self._append(key, row, members)
 
     def copy(self, key: str, row: Mapping[str, Any], data: bytes) -> None:
         """Append a sample of another shard under this key, its members byte for byte.
@@ -153,7 +154,8 @@ class ShardWriter:
             self._put(part)
             crc32 = zlib.crc32(part, crc32)
         self._keys.add(key)
-        self._rows.append({**row, "key": key, "offset": start, "bytes": end - start, "crc32": crc32})
+        row["key"], row["offset"], row["bytes"], row["crc32"] = key, start, end - start, crc32
+        self._rows.append(row)
 
     def _put(self, data: bytes) -> None:
         self._file.write(data)
@@ -189,8 +191,9 @@ def _header(name: str, size: int) -> bytes:
     """A member's USTAR header, as tarfile writes it in ten times the time: only name, size and checksum differ from member to member."""
     if size >= 8**11:
         raise ShardError(f"{name} has {size} bytes; a member of a tar has less than 8 GiB")
-    head = name.encode().ljust(100, b"\0") + _HEADER[100:124] + b"%011o\0" % size + _HEADER[136:148]
-    return head + b"%06o\0 " % (sum(head) + _REST_SUM) + _HEADER[156:]
+    named, sized = name.encode(), b"%011o" % size
+    checksum = _REST_SUM + sum(named) + sum(sized)
+    return b"%b%b%b\0%b%06o\0 %b" % (named.ljust(100, b"\0"), _BEFORE_SIZE, sized, _BEFORE_CHECKSUM, checksum, _AFTER_CHECKSUM)
 
 
 def _template() -> bytes:
@@ -200,7 +203,9 @@ def _template() -> bytes:
 
 
 _HEADER = _template()
-_REST_SUM = sum(_HEADER[156:]) + 8 * ord(" ")  # the checksum's own place counts as spaces
+_BEFORE_SIZE, _BEFORE_CHECKSUM, _AFTER_CHECKSUM = _HEADER[100:124], _HEADER[136:148], _HEADER[156:]
+_REST_SUM = sum(_BEFORE_SIZE + _BEFORE_CHECKSUM + _AFTER_CHECKSUM) + 8 * ord(" ")  # the checksum's own place counts as spaces
+_record_text = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def _padded(size: int) -> int:
@@ -225,12 +230,13 @@ def media_columns(image: bytes | None, speech: bytes | None) -> dict[str, Any]:
     """
     row = _NO_MEDIA.copy()
     if image is not None:
-        width, height = image_size(image)
-        row |= {"width": width, "height": height, "image_suffix": image_suffix(image)}
+        row["width"], row["height"] = image_size(image)
+        row["image_suffix"] = image_suffix(image)
     if speech is not None:
-        frames, sample_rate = speech_length(speech)
-        row |= {"frames": frames, "sample_rate": sample_rate, "speech_suffix": speech_suffix(speech)}
-    return {**row, "sha256": hashlib.sha256((image or b"") + (speech or b"")).digest()}
+        row["frames"], row["sample_rate"] = speech_length(speech)
+        row["speech_suffix"] = speech_suffix(speech)
+    row["sha256"] = hashlib.sha256((image or b"") + (speech or b"")).digest()
+    return row
 
 
 def finished_shard(folder: Path, shard: str, *, plan: str) -> ShardInfo | None:

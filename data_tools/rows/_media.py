@@ -20,24 +20,30 @@ SPEECH_SUFFIXES = frozenset(
 """Formats that cannot be decoded are among them (.heic, .m4a): such a file is a row that fails, not one that goes unnoticed."""
 
 
+def file_suffix(name: str) -> str:
+    """How the name of a file, or the path of an address, ends: `.jpg`; in small letters."""
+    _, dot, end = re.split(r"[?#]", name, maxsplit=1)[0].rpartition(".") if "://" in name[:8] else name.rpartition(".")
+    return (dot + end).strip().lower() if dot else ""
+
+
 def is_image(name: Any) -> bool:
     """Whether this is a text that ends as the names of images do."""
-    return isinstance(name, str) and _suffix(name) in IMAGE_SUFFIXES
+    return isinstance(name, str) and file_suffix(name) in IMAGE_SUFFIXES
 
 
 def is_speech(name: Any) -> bool:
     """Whether this is a text that ends as the names of recordings do."""
-    return isinstance(name, str) and _suffix(name) in SPEECH_SUFFIXES
+    return isinstance(name, str) and file_suffix(name) in SPEECH_SUFFIXES
 
 
 def is_tar(name: str) -> bool:
     """Whether this is the name of a tar that is not compressed."""
-    return _suffix(name) == ".tar"
+    return file_suffix(name) == ".tar"
 
 
 def holds_tars(folder: Path) -> bool:
     """Whether there are tars in the folder, or in folders in there, and no loose images or recordings; from its first files."""
-    head = list(islice((path.name for path in visible_files(folder)), _HEAD))
+    head = list(islice((name for _, names in walk_visible(folder) for name in names), _HEAD))
     return any(map(is_tar, head)) and not any(is_image(name) or is_speech(name) for name in head)
 
 
@@ -71,11 +77,6 @@ def folders_in(root: Path) -> list[Path]:
         return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"input {root}: cannot be listed: {error}") from error
-
-
-def _suffix(name: str) -> str:
-    _, dot, end = re.split(r"[?#]", name, maxsplit=1)[0].rpartition(".") if "://" in name[:8] else name.rpartition(".")
-    return (dot + end).strip().lower() if dot else ""
 
 
 def locate(name: str, folder: Path) -> Path:

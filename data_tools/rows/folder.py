@@ -8,15 +8,19 @@ a file lies in is its label and its caption: `golden_retriever/17.jpg` is captio
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from clipscale.errors import ConfigError, DataError
+from data_tools.media import read_file
+from data_tools.packing import BadRow
 from data_tools.rows import Row, Rows
-from data_tools.rows._media import holds_tars, is_image, is_speech, visible_files, walk_visible
+from data_tools.rows._media import IMAGE_SUFFIXES, SPEECH_SUFFIXES, file_suffix, holds_tars, visible_files, walk_visible
 
 _HEAD = 2_000  # files looked at before guessing
 
@@ -37,20 +41,18 @@ class Folder(Rows):
 
     def guesses(self) -> list[str]:
         head = list(islice(self._groups(), _HEAD))
-        media = [path for _, group in head for path in group.media]
-        if not media:
+        images, recordings = sum(len(group.images) for group in head), sum(len(group.recordings) for group in head)
+        if not images + recordings:
             raise DataError(f"input {self.input}: no image and no recording in it{self._what_there_is()}")
-        images = sum(is_image(path.name) for path in media)
         source = self._captions_from()
-        lines = [f"images and recordings: {images} and {len(media) - images} among the first {len(media)} files"]
+        lines = [f"images and recordings: {images} and {recordings} among the first {images + recordings} files"]
         if source == "files":
-            without = sum(not (group.text or group.record) for _, group in head if group.media)
+            without = sum(not (group.text or group.record) for group in head if group.media)
             lines.append("captions: the .txt or .json file beside each" + (f"; {without} of them have none" if without else ""))
         else:
-            example = next(path for _, group in head for path in group.media)
-            lines.append(
-                f"captions: the folder each lies in, for instance '{self._caption(example)}' for {example.relative_to(self.input)}"
-            )
+            example = next(group for group in head if group.media)
+            path = (example.folder / example.media[0]).relative_to(self.input)
+            lines.append(f"captions: the folder each lies in, for instance '{self._caption(example.folder)}' for {path}")
         lines += [
             f"note: {manifest.name} is in the folder; to use its captions build from {manifest}"
             for manifest in (self.input / f"metadata.{suffix}" for suffix in ("csv", "jsonl"))
@@ -60,7 +62,7 @@ class Folder(Rows):
 
     def read(self) -> Iterator[Row]:
         source = self._captions_from()
-        for _, group in self._groups():
+        for group in self._groups():
             if group.media:
                 yield from self._rows(group, source)
 
@@ -69,8 +71,8 @@ class Folder(Rows):
             raise ConfigError(
                 f"caption template '{self.caption_template}' does not say where the label goes; write for instance 'a photo of a {{label}}'"
             )
-        head = [group for _, group in islice(self._groups(), _HEAD) if group.media]
-        if self.captions_from == "folders" and head and all(path.parent == self.input for group in head for path in group.media):
+        head = [group for group in islice(self._groups(), _HEAD) if group.media]
+        if self.captions_from == "folders" and head and all(group.folder == self.input for group in head):
             raise DataError(
                 f"input {self.input}: its files lie in the folder itself, and only folders in there can be captions; sort the files into "
                 f"folders named after what they show, or give the folder above as INPUT"
@@ -79,7 +81,7 @@ class Folder(Rows):
             return self.captions_from
         if any(group.text or group.record for group in head):
             return "files"
-        if any(path.parent != self.input for group in head for path in group.media):
+        if any(group.folder != self.input for group in head):
             return "folders"
         raise DataError(
             f"input {self.input}: no captions found; put a .txt file beside each image or recording, sort them into folders named "
@@ -92,56 +94,66 @@ class Folder(Rows):
             " (it has " + ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5)) + ")" if suffixes else "; it is empty"
         )
 
-    def _groups(self) -> Iterator[tuple[Path, _Group]]:
+    def _groups(self) -> Iterator[_Group]:
         """Files of one folder that share their name up to the last dot, folder by folder."""
         for folder, names in walk_visible(self.input):
             groups: dict[str, _Group] = {}
             for name in names:
-                groups.setdefault(name.rpartition(".")[0], _Group()).add(folder / name)
-            yield from ((folder / stem, group) for stem, group in groups.items())
+                stem = name.rpartition(".")[0]
+                if stem not in groups:
+                    groups[stem] = _Group(folder)
+                groups[stem].add(name)
+            yield from groups.values()
 
     def _rows(self, group: _Group, source: str) -> Iterator[Row]:
-        captions, record, problem = self._by_folder(group.media[0]) if source == "folders" else _by_files(group)
-        images = [path for path in group.media if is_image(path.name)]
-        recordings = [path for path in group.media if is_speech(path.name)]
+        captions, record, problem = self._by_folder(group.folder) if source == "folders" else _by_files(group)
         pairs = (
-            [(images[0], recordings[0])]
-            if len(images) == len(recordings) == 1
-            else [*((path, None) for path in images), *((None, path) for path in recordings)]
+            [(group.images[0], group.recordings[0])]
+            if len(group.images) == len(group.recordings) == 1
+            else [*((name, None) for name in group.images), *((None, name) for name in group.recordings)]
         )
+        place = "" if group.folder == self.input else f"{group.folder.relative_to(self.input).as_posix()}/"
         for image, speech in pairs:
-            name = (image or speech).relative_to(self.input).as_posix()  # type: ignore[union-attr]
-            yield Row(name, image, speech, captions, record, problem)
+            media = (group.folder / name if name else None for name in (image, speech))
+            yield Row(f"{place}{image or speech}", *media, captions, record, problem)
 
-    def _by_folder(self, path: Path) -> tuple[tuple[str, ...], dict[str, Any], str]:
-        if path.parent == self.input:
+    def _by_folder(self, folder: Path) -> tuple[tuple[str, ...], dict[str, Any], str]:
+        if folder == self.input:
             return (), {}, "no caption: it lies in no folder of its own"
-        return (self._caption(path),), {"label": _label(path)}, ""
+        return (self._caption(folder),), {"label": _label(folder)}, ""
 
-    def _caption(self, path: Path) -> str:
-        return self.caption_template.replace("{label}", _label(path))
+    def _caption(self, folder: Path) -> str:
+        return self.caption_template.replace("{label}", _label(folder))
 
 
+@dataclass(slots=True)
 class _Group:
-    """Files that belong together."""
+    """Names of files in a folder that belong together; no paths, since making millions of them takes longer than listing the folders."""
 
-    def __init__(self) -> None:
-        self.media: list[Path] = []
-        self.text: Path | None = None
-        self.record: Path | None = None
+    folder: Path
+    images: list[str] = field(default_factory=list)
+    recordings: list[str] = field(default_factory=list)
+    text: str = ""
+    record: str = ""
 
-    def add(self, path: Path) -> None:
-        suffix = path.suffix.lower()
-        if is_image(path.name) or is_speech(path.name):
-            self.media.append(path)
+    @property
+    def media(self) -> list[str]:
+        return self.images + self.recordings
+
+    def add(self, name: str) -> None:
+        suffix = file_suffix(name)
+        if suffix in IMAGE_SUFFIXES:
+            self.images.append(name)
+        elif suffix in SPEECH_SUFFIXES:
+            self.recordings.append(name)
         elif suffix == ".txt":
-            self.text = path
+            self.text = name
         elif suffix == ".json":
-            self.record = path
+            self.record = name
 
 
-def _label(path: Path) -> str:
-    return " ".join(path.parent.name.replace("_", " ").replace("-", " ").split())
+def _label(folder: Path) -> str:
+    return " ".join(folder.name.replace("_", " ").replace("-", " ").split())
 
 
 def _by_files(group: _Group) -> tuple[tuple[str, ...], dict[str, Any], str]:
@@ -150,17 +162,21 @@ def _by_files(group: _Group) -> tuple[tuple[str, ...], dict[str, Any], str]:
     captions: tuple[str, ...] = ()
     try:
         if group.record:
-            record = json.loads(group.record.read_text("utf-8-sig"))
+            record = json.loads(_text(group.folder, group.record))
             if not isinstance(record, dict):
-                return (), {}, f"unreadable caption file: {group.record.name} holds no JSON object"
+                return (), {}, f"unreadable caption file: {group.record} holds no JSON object"
             captions = _captions_in(record)
         if group.text:
-            captions = tuple(line for line in group.text.read_text("utf-8-sig").splitlines() if line.strip())
-    except (OSError, ValueError, RecursionError) as error:
+            captions = tuple(line for line in _text(group.folder, group.text).splitlines() if line.strip())
+    except (OSError, ValueError, RecursionError, BadRow) as error:
         return (), {}, f"unreadable caption file: {error}"
     if not (group.text or group.record):
         return (), {}, "no caption: there is no .txt file beside it"
     return captions, record, ""
+
+
+def _text(folder: Path, name: str) -> str:
+    return read_file(os.path.join(folder, name)).decode("utf-8-sig")  # noqa: PTH118 (a third of the time of folder / name)
 
 
 def _captions_in(record: dict[str, Any]) -> tuple[str, ...]:
