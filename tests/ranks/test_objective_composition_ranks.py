@@ -29,6 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], Weighted]] = {
                 {"name": "mv_infonce", "num_views": 3, "weight": 2.0},
                 {"name": "inverse_propensity", "power": 0.5},
                 {"name": "cwcl", "weight": 3.0},
+                {"name": "mv_dhel", "form": "code"},  # of two views, where another part has three
             ],
         },
         [
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], Weighted]] = {
             (2, textbook.mv_infonce),
             (1, textbook.inverse_propensity),
             (3, textbook.cwcl),
+            (1, textbook.mv_dhel_code),
         ],
     ),
     "the same objective twice, and regularisers": (
