@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,6 +31,7 @@ def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         remove(aside)
+        _check_room(folder, tensors)
         make_folder(aside)
         written = {f"{name}.safetensors": write_file(aside / f"{name}.safetensors", safetensors_pieces(tensors[name])) for name in tensors}
         for name, text in (("state.json", json.dumps({"step": step, **state}, indent=1)), ("config.yaml", config)):
@@ -40,6 +43,18 @@ def save(folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]]
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{final}: could not be written: {error}; earlier checkpoints are untouched") from error
     return final
+
+
+def _check_room(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse to fill the disk up in vain: the run's logs need the little that is left.
+
+    Raises:
+        OSError: there is no room for these tensors.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for named in tensors.values() for tensor in named.values())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
 
 
 def name_of(step: int) -> str:
