@@ -114,8 +114,8 @@ class Folder(Rows):
         )
         place = "" if group.folder == self.input else f"{group.folder.relative_to(self.input).as_posix()}/"
         for image, speech in pairs:
-            picture, recording = (group.folder / name if name else None for name in (image, speech))
-            yield Row(f"{place}{image or speech}", picture, recording, captions, record, problem)
+            media = [group.folder / name if name else None for name in (image, speech)]
+            yield Row(f"{place}{image or speech}", media[0], media[1], captions, record, problem)
 
     def _by_folder(self, folder: Path) -> tuple[tuple[str, ...], dict[str, Any], str]:
         if folder == self.input:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clipscale.errors import ConfigError, DataError
+from data_tools.media import read_file
 from data_tools.rows import Row, open_rows, rows_kind
 
 
@@ -77,6 +79,33 @@ def test_folder_reports_files_it_finds_but_cannot_caption_or_decode_as_rows_with
     assert not a.problem
     assert b.problem.startswith("no caption: ")
     assert c.problem.startswith("unreadable caption file: ")
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_place_of_a_caption_file_is_a_row_with_a_problem_and_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    os.mkfifo(tmp_path / "a.txt")
+    [row] = open_rows(tmp_path).read()
+    assert "no plain file" in row.problem
+    assert row.captions == ()
+
+
+def test_folder_rows_are_named_by_their_place_in_it_and_point_at_their_files(tmp_path: Path) -> None:
+    for name in ("b.jpg", "b.txt", "deep/er/a.jpg", "deep/er/a.wav", "deep/er/a.txt", "deep/er/c.wav", "deep/er/c.WAV", "deep/er/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    found = [(row.name, row.image, row.speech) for row in open_rows(tmp_path).read()]
+    assert found == [
+        ("b.jpg", tmp_path / "b.jpg", None),
+        ("deep/er/a.jpg", tmp_path / "deep/er/a.jpg", tmp_path / "deep/er/a.wav"),
+        ("deep/er/c.WAV", None, tmp_path / "deep/er/c.WAV"),
+        ("deep/er/c.wav", None, tmp_path / "deep/er/c.wav"),
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs a file that has bytes and says it has none, as Linux keeps in /proc")
+def test_a_file_with_more_bytes_than_its_size_says_is_read_whole() -> None:
+    assert read_file(Path("/proc/version")) == Path("/proc/version").read_bytes() != b""
 
 
 @pytest.mark.parametrize(("names", "message"), [((), "it is empty"), (("notes.pdf",), "1 .pdf"), (("flat.jpg",), "no captions found")])
