@@ -1,4 +1,4 @@
-"""The commands: train, eval, plan, report, data, demo, doctor, config, parts."""
+"""The commands: train, eval, export, plan, report, data, demo, doctor, config, parts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from clipscale.credentials import redacted
 from clipscale.errors import ClipscaleError, ConfigError
@@ -25,6 +26,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+class _CheckpointUnlessNamed(TyperGroup):
+    """`clipscale eval RUN ...` is `clipscale eval checkpoint RUN ...`: only the other commands of the group are named."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        named = args and (args[0] in self.commands or args[0] == "--help")
+        return super().parse_args(context, args if named or not args else ["checkpoint", *args])
+
+
+evaluation = typer.Typer(
+    name="eval",
+    help="Evaluate a checkpoint (`clipscale eval CHECKPOINT ...`), or compare two evaluations.",
+    cls=_CheckpointUnlessNamed,
+    no_args_is_help=True,
+)
+app.add_typer(evaluation)
 
 Layers = Annotated[
     list[str], typer.Argument(metavar="FILE... [KEY.PATH=VALUE...]", help="YAML files, laid over each other left to right, then overrides.")
@@ -71,17 +89,23 @@ def train(
     _leave(0 if outcome.signal is None or told else 128 + outcome.signal)
 
 
-@app.command("eval")
+@evaluation.command("checkpoint")
 def evaluate(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="A run folder (its newest whole checkpoint) or one checkpoint folder; or the address of either in a store."),
+        typer.Argument(
+            help="A run folder (its newest whole checkpoint) or one checkpoint folder, or the address of either in a store; an open_clip "
+            "checkpoint (.pt, .safetensors, or a folder with open_clip_config.json); or a Hugging Face folder (CLIP, SigLIP, CLAP)."
+        ),
     ],
     layers: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE...] [KEY.PATH=VALUE...]", help="Layers over the run's own settings.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.csv; default: the run folder.")] = None,
     average: Annotated[bool, typer.Option("--average", help="Evaluate the weights' moving average (optimizer.average_decay).")] = False,
+    architecture: Annotated[
+        str | None, typer.Option(help="open_clip's name of what a .pt or .safetensors file holds, where nothing beside it tells.")
+    ] = None,
 ) -> None:
     """Run the evaluations of a run, or of the files given, on a checkpoint. Several processes: launch/torchrun.sh eval ..."""
     end_with_launcher()
@@ -91,12 +115,64 @@ def evaluate(
     files, overrides = _split(layers or [])
     mesh = start("auto", timeout_s=600.0)
     folder = evaluate_checkpoint(
-        checkpoint, mesh, files=[Path(file) for file in files], overrides=overrides, output=output, average=average
+        checkpoint,
+        mesh,
+        files=[Path(file) for file in files],
+        overrides=overrides,
+        output=output,
+        average=average,
+        architecture=architecture,
     )
     stop(mesh)
     if mesh.is_main:
         _print_table(folder)
     _leave(0)
+
+
+@evaluation.command("compare")
+def compare_evaluations(
+    a: Annotated[Path, typer.Argument(help="A folder with an evaluation: the one to compare with.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same evaluations on the same data.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for comparison.json and comparison.html; default: only the table.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, max=1, help="End with 1 if a headline of B is shown to be lower by more than this, 0.005 say.")
+    ] = None,
+    certainly: Annotated[
+        bool, typer.Option("--certainly", help="With --max-drop: end with 1 unless every headline is shown not to be lower by more.")
+    ] = False,
+) -> None:
+    """Compare two evaluations row by row: differences with paired intervals, McNemar's test, and the rows that flipped."""
+    from clipscale.comparison import compare, dropped, write
+    from clipscale.comparison.table import print_comparison
+
+    if certainly and max_drop is None:
+        raise ConfigError("--certainly says how --max-drop is decided; give --max-drop too")
+    found = compare(a, b)
+    print_comparison(found)
+    if output is not None:
+        print(write(found, output))
+    if max_drop is not None and (failed := dropped(found, at_most=max_drop, certainly=certainly)):
+        named = ", ".join(f"{change.evaluation} ({change.figure}) by {-change.difference:.4f}" for change in failed)
+        print(f"clipscale: more than the {max_drop} that is allowed {'may be' if certainly else 'is'} lost: {named}", file=sys.stderr)
+        _leave(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run folder (its newest whole checkpoint) or one checkpoint folder, here or in a store."),
+    ],
+    output: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    to: Annotated[Literal["open_clip", "huggingface"], typer.Option(help="Which library loads it.")],
+    pair_kind: Annotated[str | None, typer.Option(help="Whose temperature is taken, where several have images and texts.")] = None,
+    average: Annotated[bool, typer.Option("--average", help="Export the weights' moving average (optimizer.average_decay).")] = False,
+) -> None:
+    """Write a model for open_clip or Hugging Face transformers, and check that it gives the same embeddings there."""
+    from clipscale.export import export as write
+
+    library: Literal["open_clip", "hugging_face"] = "hugging_face" if to == "huggingface" else "open_clip"
+    print(write(checkpoint, output, to=library, pair_kind=pair_kind, average=average))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Evaluate: put a checkpoint to every question of its configuration and write down what came back.
 
-`evaluation.json` holds one `Evaluation` (clipscale/evaluators) by the name it has in the configuration, and
-`evaluation.csv` one line a figure. Neither holds a time, so the same checkpoint and data give the same bytes.
+`evaluation.json` holds one `Evaluation` (clipscale/evaluators) by the name it has in the configuration, `evaluation.csv` one line a
+figure, and `outcomes.parquet` one row for every row that a figure is the mean of. None holds a time, so the same checkpoint and
+data give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +21,25 @@ from clipscale import checkpoints
 from clipscale.config import Run, merge, read_layers, read_yaml, validate
 from clipscale.errors import ConfigError, DataError, RequestError, RunFolderError
 from clipscale.evaluators import Evaluation, Evaluator
+from clipscale.evaluators._outcomes import outcomes_file
+from clipscale.foreign import foreign_format, open_foreign
 from clipscale.inputs import Modality
 from clipscale.parallel.failures import raised_together
 from clipscale.run_model import build_model
+from clipscale.settings import Settings
 
 if TYPE_CHECKING:
     from clipscale.model import Encoders
     from clipscale.parallel.mesh import Mesh
 
 _COLUMNS = ("evaluation", "kind", "figure", "value", "n", "hits", "low", "high", "interval", "chance", "unit")
+
+
+class Evaluations(Settings):
+    """What is asked of a model that brings no settings of its own."""
+
+    evaluations: dict[str, Evaluator] = {}
+    """Evaluations by a name of your own."""
 
 
 def check(evaluators: Mapping[str, Evaluator], modalities: Sequence[Modality]) -> None:
@@ -85,20 +96,32 @@ def _headline(name: str, result: Evaluation) -> str:
 
 
 def evaluate_checkpoint(
-    address: str | Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None, average: bool = False
+    address: str | Path,
+    mesh: Mesh,
+    *,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    output: Path | None,
+    average: bool = False,
+    architecture: str | None = None,
 ) -> Path:
-    """Evaluate a run's newest whole checkpoint, or one checkpoint folder; returns the folder that was written into.
+    """Evaluate a run's newest whole checkpoint, one checkpoint folder, or a model of open_clip's or transformers'.
+
+    Returns the folder that was written into.
 
     Args:
         address: of either, here or in a store.
         files: Layers over the run's own settings, as `overrides` are; their `evaluations` replace the run's.
         output: Where to write; None: the run folder, which must be here.
         average: Take the weights' moving average, not the weights.
+        architecture: open_clip's name for a file of weights that does not tell it.
 
     Raises:
         RequestError: there is no such checkpoint, or the evaluations cannot be served.
         RunError: as `evaluate`.
     """
+    if foreign_format(address) is not None:
+        return _evaluate_foreign(address, mesh, files=files, overrides=overrides, output=output, architecture=architecture)
     with checkpoints.Opening() as opening:
         with raised_together(mesh):
             _check_output(address, output)
@@ -118,8 +141,21 @@ def evaluate_checkpoint(
     return written
 
 
+def _evaluate_foreign(
+    address: str | Path, mesh: Mesh, *, files: Sequence[Path], overrides: Sequence[str], output: Path | None, architecture: str | None
+) -> Path:
+    with raised_together(mesh):
+        if output is None:
+            raise RunFolderError(f"{address} belongs to no run, into whose folder the figures could go; give --output FOLDER")
+        asked = validate(Evaluations, read_layers(files, overrides))
+        opened = open_foreign(address, architecture=architecture)
+        check(asked.evaluations, opened.model.modalities)
+    evaluate(asked.evaluations, opened.model.to(mesh.device), mesh, folder=output, provenance=opened.provenance)
+    return output
+
+
 def write(folder: Path, results: Mapping[str, Evaluation]) -> None:
-    """Write evaluation.json and evaluation.csv; each stands under its name only when it is whole on disk.
+    """Write evaluation.json, evaluation.csv and outcomes.parquet; each stands under its name only when it is whole on disk.
 
     Raises:
         RunFolderError: the folder cannot be written.
@@ -131,22 +167,20 @@ def write(folder: Path, results: Mapping[str, Evaluation]) -> None:
         for figure in result.figures:
             values = asdict(figure)
             lines.writerow([name, result.kind, figure.name, *(values[column] for column in _COLUMNS[3:])])
-    texts = {
-        "evaluation.json": json.dumps({name: result.to_json() for name, result in results.items()}, indent=1, ensure_ascii=False) + "\n",
-        "evaluation.csv": table.getvalue(),
-    }
+    text = json.dumps({name: result.to_json() for name, result in results.items()}, indent=1, ensure_ascii=False) + "\n"
+    files = {"outcomes.parquet": outcomes_file(results), "evaluation.csv": table.getvalue().encode(), "evaluation.json": text.encode()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _write_whole(folder / name, text)
+        for name, data in files.items():
+            _write_whole(folder / name, data)
     except OSError as error:
         raise RunFolderError(f"the evaluation cannot be written into {folder}: {error}") from error
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

@@ -52,6 +52,35 @@ def cluster_bootstrap(values: ArrayLike, clusters: Sequence[Hashable], *, by: st
     return _percentiles(np.concatenate(means), _label(by))
 
 
+def paired_bootstrap(
+    differences: ArrayLike, clusters: Sequence[Hashable], *, by: str, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """Interval of the mean of differences (each in [-1, 1]) between two measurements of the same rows; clusters go together.
+
+    Where all differences are equal the resamples cannot differ; Wilson's bound for 0 hits among the clusters then says how many
+    rows may differ otherwise, and `method` says so.
+    """
+    rows = np.asarray(differences, dtype=np.float64)
+    cluster_of_row, num_clusters = _number(clusters)
+    sizes = np.bincount(cluster_of_row, minlength=num_clusters)
+    sums = np.bincount(cluster_of_row, weights=rows, minlength=num_clusters)
+    if np.ptp(sums / sizes) == 0.0:
+        reach, middle = _wilson(0.0, num_clusters)[1], float(rows.mean())
+        return Interval(max(-1.0, middle - reach), min(1.0, middle + reach), f"wilson over {num_clusters} {by}{'s' * (num_clusters > 1)}")
+    means = [(counts @ sums) / (counts @ sizes) for counts in _draws(num_clusters, seed, resamples)]
+    return _percentiles(np.concatenate(means), f"paired {_label(by)}")
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided p of McNemar's exact test: of the rows on which two classifiers differ, were half won by each?
+
+    McNemar 1947; the binomial form, right also for few rows. Rows must be independent.
+    """
+    n, fewer = wins + losses, min(wins, losses)
+    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(fewer + 1)]
+    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+
+
 def bootstrap(
     statistic: Callable[[NDArray[np.float64]], float],
     clusters: Sequence[Hashable],

@@ -159,4 +159,6 @@ def evaluator_settings(url: str) -> dict[str, dict[str, Any]]:
         "never trained": {"name": "retrieval", "queries": speech, "gallery": image, "match": "label"},
         "intents": {"name": "speech_intent", "source": source},
         "intents by words": {"name": "speech_intent", "source": source, "slot_templates": ["turn {}", "{}"], "cluster": None},
+        "space": {"name": "representation", "source": source},
+        "neighbours": {"name": "representation", "source": source, "modality": "speech", "field": "label", "neighbours": 3},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from clipscale.evaluators._evaluation import Confusion, Evaluation, Example, Figure, Group, Item
+from clipscale.evaluators._evaluation import Confusion, Evaluation, Example, Figure, Group, Item, Outcomes
 from clipscale.inputs import Modality
 from clipscale.settings import Part
 
@@ -43,4 +43,4 @@ class Evaluator(Part, ABC):
         """
 
 
-__all__ = ["Confusion", "Evaluation", "Evaluator", "Example", "Figure", "Group", "Item"]
+__all__ = ["Confusion", "Evaluation", "Evaluator", "Example", "Figure", "Group", "Item", "Outcomes"]

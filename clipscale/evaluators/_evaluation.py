@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from clipscale.inputs import Modality
 from clipscale.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The rows behind a figure that is their mean: what two checkpoints are compared by, row by row."""
+
+    values: list[float]
+    """Each row's share in the figure: 0 or 1, or a reciprocal rank."""
+    clusters: list[str]
+    """Which rows go together, and are drawn together."""
+    by: str
+    """What a cluster is; `row` where rows are independent."""
+    keys: list[str] = field(default_factory=list)
+    """The sample of each row; with captions as queries, several rows have one."""
+    truths: list[str] = field(default_factory=list)
+    """What is right."""
+    answers: list[str] = field(default_factory=list)
+    """What the model said."""
+    modality: Modality = "text"
+    """Of the samples."""
+    source: str = ""
+    """The samples' data set."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +47,11 @@ class Figure:
     """Where the figure is a share of rows: how many, exactly."""
     chance: float | None = None
     """What guessing reaches."""
-    unit: Literal["share", "rank"] = "share"
-    """`share`: in [0, 1], more is better; `rank`: from 1, less is better."""
+    unit: Literal["share", "rank", "number"] = "share"
+    """`share`: in [0, 1], more is better but for `confidence` and `calibration_error`; `rank`: from 1, less is better;
+    `number`: of a scale of its own."""
+    outcomes: Outcomes | None = field(default=None, compare=False, repr=False)
+    """The rows, where the figure is their mean; they are written beside the figures, not among them."""
 
     @staticmethod
     def of(name: str, value: float, interval: Interval, *, n: int, hits: int | None = None, chance: float | None = None) -> Figure:
@@ -104,7 +129,10 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        values = asdict(replace(self, figures=[replace(figure, outcomes=None) for figure in self.figures]))
+        for figure in values["figures"]:
+            del figure["outcomes"]
+        return values
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Evaluation:

@@ -26,12 +26,14 @@ class Classified:
     """int64 [N]: the true class's place. Of equal scores the class that comes first in the list wins, as in argmax."""
     predicted: Tensor
     """int64 [N]: the class in first place."""
+    confidence: Tensor | None = None
+    """fp32 [N]: the softmax probability of the class in first place, when a scale was given."""
 
 
-def classify(rows: Tensor, classifier: Tensor, truth: Tensor) -> Classified:
-    """Rank the classes [C, D] for every row [N, D]; `truth` int64 [N]."""
+def classify(rows: Tensor, classifier: Tensor, truth: Tensor, *, scale: float | None = None) -> Classified:
+    """Rank the classes [C, D] for every row [N, D]; `truth` int64 [N]; `scale` is the model's own, not 100."""
     index = torch.arange(len(classifier), device=rows.device)
-    ranks, predicted = [], []
+    ranks, predicted, confidence = [], [], []
     size = _chunk_rows(len(classifier))
     for start in range(0, len(rows), size):
         scores, true = rows[start : start + size] @ classifier.T, truth[start : start + size]
@@ -39,7 +41,9 @@ def classify(rows: Tensor, classifier: Tensor, truth: Tensor) -> Classified:
         before = (scores > own) | ((scores == own) & (index < true[:, None]))
         ranks.append(1 + before.sum(1))
         predicted.append(scores.argmax(1))
-    return Classified(torch.cat(ranks), torch.cat(predicted))
+        if scale is not None:
+            confidence.append((scale * scores).softmax(1).amax(1))
+    return Classified(torch.cat(ranks), torch.cat(predicted), torch.cat(confidence) if confidence else None)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,24 @@ def retrieve(queries: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: T
         out[1, rows] = torch.where(other >= best, other_at, best_at)
         out[2, rows] = match.sum(1)
     return Retrieved(*out)
+
+
+def leave_one_out_votes(rows: Tensor, labels: Tensor, clusters: Tensor, *, k: int, rank: int = 0, world: int = 1) -> Tensor:
+    """The class that each row's k nearest neighbours [N, D] vote for, int64 [N]; rows of its own cluster, itself too, have no vote.
+
+    A vote weighs exp(cosine / 0.07). Of equal sums the first class wins. With `world` > 1 only each world-th chunk is scored; the
+    other rows are 0, so that the sum over ranks is the whole.
+    """
+    num_classes, size = int(labels.max()) + 1, _chunk_rows(len(rows))
+    labels, clusters = labels.to(rows.device), clusters.to(rows.device)
+    out = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for start in range(rank * size, len(rows), world * size):
+        own = slice(start, start + size)
+        scores = (rows[own] @ rows.T).masked_fill(clusters[own, None] == clusters[None, :], -math.inf)
+        best, places = scores.topk(min(k, len(rows)), dim=1)
+        votes = torch.zeros(len(best), num_classes, dtype=best.dtype, device=rows.device)
+        out[own] = votes.scatter_add_(1, labels[places], (best / 0.07).exp()).argmax(1)
+    return out
 
 
 def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -113,6 +135,16 @@ def mean_per_class(truth: NDArray[np.int64], hits: NDArray[np.int64], weights: N
     occurring = np.bincount(truth, weights=ones)
     right = np.bincount(truth, weights=ones * hits)
     return float(np.mean(right[occurring > 0] / occurring[occurring > 0]))
+
+
+def expected_calibration_error(
+    confidence: NDArray[np.float64], hits: NDArray[np.int64], weights: NDArray[np.float64] | None = None, *, bins: int = 15
+) -> float:
+    """How far confidence lies from accuracy, on average over rows, in bins of equal width (Guo et al. 2017, arXiv:1706.04599)."""
+    ones = np.ones(len(hits)) if weights is None else weights
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(place, weights=ones * (confidence - hits), minlength=bins)
+    return float(np.abs(gaps).sum() / ones.sum())
 
 
 def _share_an_id(query_ids: Tensor, gallery_ids: Tensor) -> Tensor:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipscale.errors import DataError
-from clipscale.evaluators._evaluation import Confusion, Figure, Group
+from clipscale.evaluators._evaluation import Confusion, Figure, Group, Outcomes
 from clipscale.evaluators._scoring import confusion_counts, macro_f1
 from clipscale.intervals import bootstrap, cluster_bootstrap, wilson
 
 if TYPE_CHECKING:
     from clipscale.evaluators import Evaluator
     from clipscale.evaluators._embed import Rows
+    from clipscale.inputs import Modality
 
 NUM_EXAMPLES = 8
 
@@ -50,13 +51,27 @@ def share(name: str, hits: NDArray[np.int64], clusters: Clusters, *, chance: flo
     """The share of hits (0 or 1 a row): Wilson's interval for independent rows, else a cluster bootstrap."""
     n, total = len(hits), int(hits.sum())
     interval = wilson(total, n) if clusters.by == "row" else cluster_bootstrap(hits, clusters.of_row, by=clusters.by)
-    return Figure.of(name, total / n, interval, n=n, hits=total, chance=chance)
+    figure = Figure.of(name, total / n, interval, n=n, hits=total, chance=chance)
+    return replace(figure, outcomes=_outcomes(hits, clusters))
 
 
 def mean(name: str, values: NDArray[np.float64], clusters: Clusters) -> Figure:
     """The mean of values in [0, 1]."""
     interval = cluster_bootstrap(values, clusters.of_row, by=clusters.by)
-    return Figure.of(name, float(values.mean()), interval, n=len(values))
+    figure = Figure.of(name, float(values.mean()), interval, n=len(values))
+    return replace(figure, outcomes=_outcomes(values, clusters))
+
+
+def _outcomes(values: NDArray[np.int64] | NDArray[np.float64], clusters: Clusters) -> Outcomes:
+    return Outcomes(values.astype(np.float64).tolist(), [str(cluster) for cluster in clusters.of_row], clusters.by)
+
+
+def with_rows(
+    figures: Sequence[Figure], *, keys: Sequence[str], truths: Sequence[str], answers: Sequence[str], modality: Modality, source: str
+) -> list[Figure]:
+    """The figures, those that are means of rows with what is known of each row."""
+    known: dict[str, Any] = {"keys": list(keys), "truths": list(truths), "answers": list(answers), "modality": modality, "source": source}
+    return [figure if figure.outcomes is None else replace(figure, outcomes=replace(figure.outcomes, **known)) for figure in figures]
 
 
 def statistic(name: str, of_weights: Callable[[NDArray[np.float64]], float], n: int, clusters: Clusters) -> Figure:
@@ -89,8 +104,12 @@ def confusion(field: str, classes: Sequence[str], truth: NDArray[np.int64], answ
 
 def example_rows(names: Sequence[str]) -> list[int]:
     """A few rows, the same for every checkpoint: those whose names' hashes come first."""
-    order = sorted(range(len(names)), key=lambda row: (hashlib.sha256(names[row].encode()).digest(), row))
-    return order[:NUM_EXAMPLES]
+    return first_by_hash(names, NUM_EXAMPLES)
+
+
+def first_by_hash(names: Sequence[str], most: int) -> list[int]:
+    """At most so many rows, those whose names' hashes come first."""
+    return sorted(range(len(names)), key=lambda row: (hashlib.sha256(names[row].encode()).digest(), row))[:most]
 
 
 def provenance(evaluator: Evaluator, rows: Sequence[Rows], prompts: Sequence[Sequence[str]] = ()) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from clipscale.evaluators._embed import Rows, embed_rows, embed_texts
 from clipscale.evaluators._prompts import in_order, normalise_caption
 from clipscale.evaluators._scoring import Retrieved, chance_at, hits_at, nearest, retrieve
 from clipscale.evaluators._sources import check_source
-from clipscale.evaluators._summary import Clusters, confusion, example_rows, group_hits, mean, provenance, share
+from clipscale.evaluators._summary import Clusters, confusion, example_rows, group_hits, mean, provenance, share, with_rows
 from clipscale.inputs import Modality
 from clipscale.intervals import bootstrap, weighted_median
 from clipscale.settings import Settings
@@ -149,11 +149,19 @@ class Retrieval(Evaluator):
         bounds = (1.0, float(len(gallery)))
         middle = bootstrap(lambda weights: weighted_median(rank, weights), queries.clusters.of_row, by=queries.clusters.by, bounds=bounds)
         median = weighted_median(rank, np.ones(len(rank)))
-        return [
+        figures = [
             *recalls,
             mean(f"{way}_MRR", 1 / rank, queries.clusters),
             Figure(f"{way}_median_rank", median, len(rank), middle.low, middle.high, middle.method, unit="rank"),
         ]
+        return with_rows(
+            figures,
+            keys=queries.keys,
+            truths=queries.texts,
+            answers=[gallery.texts[place] for place in found.first.tolist()],
+            modality=queries.modality,
+            source=queries.source,
+        )
 
     def _confusion(self, queries: Items, gallery: Items, found: Retrieved) -> Confusion | None:
         """The queries' field value against that of what came first; only where a field is matched."""

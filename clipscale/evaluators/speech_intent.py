@@ -24,7 +24,7 @@ from clipscale.evaluators._embed import Rows, embed_prompts, embed_rows
 from clipscale.evaluators._prompts import Templates, duplicate_words, fill, in_order
 from clipscale.evaluators._scoring import classify, hits_at, nearest
 from clipscale.evaluators._sources import check_source
-from clipscale.evaluators._summary import Clusters, confusion, example_rows, group_hits, macro_f1_figure, provenance, share
+from clipscale.evaluators._summary import Clusters, confusion, example_rows, group_hits, macro_f1_figure, provenance, share, with_rows
 from clipscale.inputs import Modality
 
 if TYPE_CHECKING:
@@ -93,13 +93,17 @@ class SpeechIntent(Evaluator):
         ]
         if all(intents.slots):
             figures += self._by_slots(model, mesh, rows.embeddings, intents, truth, clusters)
+        of_rows: dict[str, Any] = {"keys": rows.keys, "truths": labels, "modality": "speech", "source": rows.source}
         groups = {self.field: group_hits(labels, hits, intents.ids)}
         if clusters.by != "row":
             groups[clusters.by] = group_hits(clusters.of_row, hits)
         return Evaluation(
             name="speech_intent",
             kind="speech_intent",
-            figures=figures,
+            figures=[
+                *with_rows(figures[:2], answers=[intents.ids[place] for place in answer.tolist()], **of_rows),
+                *with_rows(figures[2:], answers=[""] * len(rows), **of_rows),  # slots are several answers
+            ],
             confusion=confusion(self.field, intents.ids, true, answer),
             groups=groups,
             examples=_examples(rows, classifier, intents, true),

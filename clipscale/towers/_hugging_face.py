@@ -59,7 +59,7 @@ def load_model(model: str) -> Any:
     """
     place = locate(model)
     try:
-        with _quiet():
+        with quiet():
             if on_meta_device():
                 return transformers.AutoModel.from_config(
                     transformers.AutoConfig.from_pretrained(place, trust_remote_code=False), dtype=torch.float32
@@ -84,7 +84,7 @@ def random_model(config: dict[str, Any] | str) -> Any:
         RequestError: the configuration cannot be read or makes no model.
     """
     try:
-        with _quiet():
+        with quiet():
             return transformers.AutoModel.from_config(_read_config(config), dtype=torch.float32)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise RequestError(f"no model can be made of config {config!r}: {_first_lines(error)}") from error
@@ -107,7 +107,7 @@ def load_tokenizer(tokenizer: str) -> Any:
     """
     place = locate(tokenizer)
     try:
-        with _quiet():
+        with quiet():
             loaded = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # see load_model
         raise RequestError(
@@ -126,7 +126,7 @@ def load_tokenizer(tokenizer: str) -> Any:
 def normalises_waveform(model: str) -> bool:
     """Whether a pretrained model's own files ask for recordings of zero mean and unit variance; yes when there are no such files."""
     try:
-        with _quiet():
+        with quiet():
             return bool(
                 getattr(transformers.AutoFeatureExtractor.from_pretrained(locate(model), trust_remote_code=False), "do_normalize", True)
             )
@@ -139,7 +139,7 @@ def _first_lines(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no notes on weights while loading: `load_model` checks the weights itself."""
     logging = transformers.utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -15,6 +15,7 @@ from open_clip.factory import get_model_config
 
 from clipscale.errors import RequestError
 from clipscale.settings import did_you_mean
+from clipscale.towers import Tower
 from clipscale.towers._module import on_meta_device
 
 LOCAL_FOLDER, HUB = "local-dir:", "hf-hub:"
@@ -22,6 +23,20 @@ LOCAL_FOLDER, HUB = "local-dir:", "hf-hub:"
 SMALL_IMAGE = {"layers": 1, "width": 32, "head_width": 32, "patch_size": 16, "image_size": 16}
 SMALL_TEXT = {"layers": 1, "width": 8, "heads": 1, "context_length": 8, "vocab_size": 8}
 """Stand-ins for the half of a CLIP model that is not wanted, when no weights have to fit it."""
+
+
+class OpenClipTower(Tower):
+    """What the settings of both halves have."""
+
+    architecture: str
+    """open_clip's name, such as ViT-B-16; or `local-dir:FOLDER` or `hf-hub:NAME`, which bring their weights."""
+    pretrained: str | None = None
+    """A checkpoint of the whole CLIP model (.pt, .safetensors), or a tag of open_clip's; none: random weights."""
+
+    @property
+    def tokenizer_folder(self) -> str | None:
+        """Where captions are not tokenised by the architecture's own tokenizer: the folder of theirs."""
+        return None
 
 
 def create(architecture: str, pretrained: str | None, *, unwanted: str, **options: Any) -> Any:

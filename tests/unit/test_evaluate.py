@@ -59,7 +59,7 @@ def test_every_evaluation_and_the_checkpoint_it_is_of_are_written(run: Run, tmp_
     colours = Evaluation.from_json(written["colours"])
     assert (colours.name, colours.kind) == ("colours", "zero_shot_classification")
     assert (colours.provenance["checkpoint"], colours.provenance["step"]) == ("step-00000002", 2)
-    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.csv", "evaluation.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.csv", "evaluation.json", "outcomes.parquet"]
 
 
 def test_the_table_holds_every_figure_once(run: Run, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_table_holds_every_figure_once(run: Run, tmp_path: Path) -> None:
 
 def test_the_same_checkpoint_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     first, second = _evaluate(run, tmp_path / "1"), _evaluate(run, tmp_path / "2")
-    for name in ("evaluation.json", "evaluation.csv"):
+    for name in ("evaluation.json", "evaluation.csv", "outcomes.parquet"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
