@@ -64,6 +64,9 @@ def train(
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Write a checkpoint after this step and end; the same command goes on from it.")
     ] = None,
+    stop_after_minutes: Annotated[
+        float | None, typer.Option(min=0, help="The same once so many minutes have passed: a little less than the machine is yours for.")
+    ] = None,
     check_only: Annotated[bool, typer.Option("--check", help="Only check that it could start: settings, data, folder, model.")] = False,
     ranks: Annotated[int, typer.Option(min=1, help="With --check: the number of processes it would be launched with.")] = 1,
 ) -> None:
@@ -81,7 +84,7 @@ def train(
     from clipscale.parallel.mesh import start, stop
 
     mesh = start(run.device, timeout_s=run.timeout_s)
-    outcome = training.train(run, mesh, stop_after=stop_after)
+    outcome = training.train(run, mesh, stop_after=stop_after, stop_after_minutes=stop_after_minutes)
     stop(mesh)
     if mesh.is_main:
         print(f"{run.run_folder}: {outcome.ended} at step {outcome.step} of {run.steps}", file=sys.stderr)

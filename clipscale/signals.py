@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ LAUNCHER = "CLIPSCALE_LAUNCHER"
 ECHO_S = 2.0
 """The same signal within so many seconds is the first one's echo: Slurm signals a launcher and its ranks, and the launcher hands it on."""
 _ASK_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+TIME_IS_UP = 1_000
+"""What a rank has heard when its time is over: no signal's number, and larger than all of them."""
 _HURRY = (signal.SIGTERM, signal.SIGINT)
 """What people send again; schedulers repeat the others until they are heard."""
 _PR_SET_PDEATHSIG = 1
@@ -43,15 +46,20 @@ class Repeats:
 class StopSignals:
     """Remembers the first stop signal; the loop looks once a step. The same Ctrl-C or SIGTERM once more ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, after_s: float | None = None) -> None:
+        """
+        Args:
+            after_s: seconds from now after which time is up.
+        """
         self._repeats = Repeats()
+        self._until_s = math.inf if after_s is None else time.monotonic() + after_s
         for number in stop_signals():
             signal.signal(number, self._remember)
 
     @property
     def received(self) -> int:
-        """The first stop signal's number, 0 before any."""
-        return self._repeats.first or 0
+        """The first stop signal's number, TIME_IS_UP, or 0 before any."""
+        return self._repeats.first or (TIME_IS_UP if time.monotonic() >= self._until_s else 0)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if self._repeats.hurries(number):

@@ -35,7 +35,7 @@ from clipscale.phases import phase, timing
 from clipscale.progress import Progress
 from clipscale.run_data import open_streams, reading_times
 from clipscale.run_model import build_model, check_precision, steps_differ, use_precision
-from clipscale.signals import StopSignals
+from clipscale.signals import TIME_IS_UP, StopSignals
 from clipscale.step_record import kind_records, step_record
 from clipscale.throughput import Meter, StepTimes
 from clipscale.training_step import Taken, TrainingStep
@@ -72,8 +72,8 @@ def check(run: Run, *, world: int) -> None:
     run_folder.check(run)
 
 
-def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
-    """Train from the newest checkpoint, or from the start, to the last step or `stop_after`.
+def train(run: Run, mesh: Mesh, *, stop_after: int | None = None, stop_after_minutes: float | None = None) -> Outcome:
+    """Train from the newest checkpoint, or from the start, to the last step or `stop_after`, or until the minutes are over.
 
     Raises:
         RequestError: on every rank alike, before anything is written.
@@ -81,7 +81,7 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
     """
     with raised_together(mesh):
         check(run, world=mesh.world)
-    training = _Training(run, mesh)
+    training = _Training(run, mesh, StopSignals(after_s=None if stop_after_minutes is None else 60 * stop_after_minutes))
     with training.closing:
         training.start()
         outcome = training.run_to(min(run.steps, stop_after or run.steps))
@@ -92,13 +92,12 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None) -> Outcome:
 class _Training:
     """A run in progress: model, data, and the files it writes."""
 
-    def __init__(self, run: Run, mesh: Mesh) -> None:
-        self.run, self.mesh = run, mesh
+    def __init__(self, run: Run, mesh: Mesh, signals: StopSignals) -> None:
+        self.run, self.mesh, self.signals = run, mesh, signals
         self.data_mesh = run.engine.data_mesh(mesh)
         self.step = 0
         self.tally = Tally(self.data_mesh, BadSampleBudget(max_fraction=run.max_bad_fraction))
         self.guard = Guard(run.guard)
-        self.signals = StopSignals()
         self.closing = ExitStack()
 
     # --- start -------------------------------------------------------------------------------------------------
@@ -220,14 +219,14 @@ class _Training:
                 if due or last:
                     with phase("checkpoint"):
                         self._save(wait=bool(last))
+                if end.signal == TIME_IS_UP:
+                    break
                 if end.signal:
                     self.logbook.write_event("stopped", step=self.step, detail=f"signal {end.signal}")
                     return Outcome("stopped", self.step, signal=end.signal)
-        finished = self.step == self.run.steps
-        self.logbook.write_event(
-            "finished" if finished else "stopped", step=self.step, detail="" if finished else "as asked by --stop-after"
-        )
-        return Outcome("finished" if finished else "stopped", self.step)
+        ended: Literal["finished", "stopped"] = "finished" if self.step == self.run.steps else "stopped"
+        self.logbook.write_event(ended, step=self.step, detail="" if ended == "finished" else "as asked by --stop-after(-minutes)")
+        return Outcome(ended, self.step)
 
     def _next_batches(self) -> dict[str, Batch]:
         due = [name for name, kind in self.run.pair_kinds.items() if (self.step - 1) % kind.every == 0]

@@ -403,3 +403,12 @@ def test_a_disk_without_room_for_a_line_of_the_log_ends_the_run_with_a_message(
     (small_disk / "ballast").unlink()
     assert train.train(run, MESH, stop_after=6).step == 6
     assert [record["step"] for record in read_json_lines(run.run_folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_minutes_are_over_stops_behind_a_checkpoint_and_goes_on(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    once, timed = make(tmp_path, data, name="once"), make(tmp_path, data, name="timed", checkpoints={"every_steps": 100})
+    train.train(once, MESH)
+    for step in (1, 2):
+        assert train.train(timed, MESH, stop_after_minutes=0.0) == train.Outcome("stopped", step)
+    assert train.train(timed, MESH, stop_after_minutes=60.0) == train.Outcome("finished", 6)
+    assert same(once, timed)
