@@ -16,7 +16,6 @@ from making_data import png, write_dataset
 from tiny import tiny_run
 
 from clipscale import checkpoints
-from clipscale.checkpoints.writing import manifest_text
 from clipscale.cli import main
 from clipscale.config import Run, validate
 from clipscale.data.opening import open_dataset
@@ -106,7 +105,7 @@ def test_no_manifest_makes_a_checkpoint_of_files_elsewhere(name: str, tmp_path: 
         outside.write_bytes(b"secret")
     listed = {"bytes": 6, "sha256": sha256(b"secret").hexdigest()}
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(manifest_text({**manifest, name: listed}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, name: listed}, indent=1))
     newest, damaged = checkpoints.find_newest(tmp_path / "checkpoints")
     assert newest is None
     assert len(damaged) == 1

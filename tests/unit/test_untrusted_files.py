@@ -23,12 +23,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from foreign_models import add_architecture, write_clip_folder
 from small_models import write_tokenizer
 
 from clipscale import checkpoints
 from clipscale.checkpoints.store import CheckpointStore
 from clipscale.errors import CheckpointError, ClipscaleError, RequestError
 from clipscale.evaluate import evaluate_checkpoint
+from clipscale.foreign import open_foreign
 from clipscale.parallel.mesh import Mesh
 from clipscale.towers import Tower
 
@@ -224,10 +226,22 @@ def test_folders_of_other_programs_are_refused_unread(tmp_path: Path, files: dic
         for name in ("latest", "global_step1/mp_rank_00_model_states.pt", "step-1/.metadata", "step-00000001/__0_0.distcp", "epoch_1.pt"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        for place in (folder, folder / "global_step1", folder / "step-00000001", folder / "epoch_1.pt"):
+        for place in (folder, folder / "global_step1", folder / "step-00000001"):
             with pytest.raises(RequestError, match="neither a run folder with a whole checkpoint nor a checkpoint"):
                 evaluate_checkpoint(place, Mesh.single(), files=[], overrides=[], output=tmp_path / "out")
     assert not (tmp_path / "run").exists()
+
+
+def test_models_of_other_libraries_are_not_run(tmp_path: Path, files: dict[str, bytes]) -> None:
+    architecture = add_architecture(tmp_path / "architectures", "untrusted-clip")
+    write_clip_folder(tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    for name, content in files.items():
+        for place, asked in ((tmp_path / "epoch_1.pt", architecture), (tmp_path / "clip" / "pytorch_model.bin", None)):
+            place.write_bytes(content)
+            with pytest.raises(RequestError, match=r"epoch_1\.pt|clip"):
+                open_foreign(place if asked else place.parent, architecture=asked)
+            assert not (tmp_path / "run").exists(), name
 
 
 def test_only_what_a_stores_manifest_lists_is_fetched(tmp_path: Path, files: dict[str, bytes]) -> None:
