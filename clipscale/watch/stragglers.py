@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from statistics import median, median_low
+
+import numpy as np
 
 _WINDOW = 20
 """Steps a rank is judged by; the median of so many is not moved by a slow one now and then."""
@@ -19,9 +19,10 @@ class Stragglers:
 
     def __init__(self, factor: float, *, world: int) -> None:
         self._factor = factor
-        self._seconds: list[deque[float]] = [deque(maxlen=_WINDOW) for _ in range(world)]
-        self._in_a_row = [0] * world
-        self._named = [False] * world
+        self._seconds = np.zeros((_WINDOW, world))
+        self._steps = 0
+        self._in_a_row = np.zeros(world, dtype=np.int64)
+        self._named = np.zeros(world, dtype=bool)
 
     def step(self, seconds: Sequence[float]) -> list[str]:
         """A sentence for every rank that has now become a straggler.
@@ -29,22 +30,21 @@ class Stragglers:
         Args:
             seconds: by rank, what it took for data, preparation and encoding.
         """
-        for own, taken in zip(self._seconds, seconds, strict=True):
-            own.append(taken)
-        if len(self._seconds[0]) < _WINDOW:
+        self._seconds[self._steps % _WINDOW] = seconds
+        self._steps += 1
+        if self._steps < _WINDOW:
             return []
-        medians = [median(own) for own in self._seconds]
-        usual = median_low(medians)
-        return [self._sentence(rank, own, usual) for rank, own in enumerate(medians) if self._has_become_slow(rank, own, usual)]
+        medians = np.median(self._seconds, axis=0)
+        usual = float(np.sort(medians)[(len(medians) - 1) // 2])  # the lower of the middle two: of two ranks, the faster
+        return [self._sentence(int(rank), float(medians[rank]), usual) for rank in np.flatnonzero(self._have_become_slow(medians, usual))]
 
-    def _has_become_slow(self, rank: int, own: float, usual: float) -> bool:
-        """Whether the rank is to be named now; it takes as many steps in a row to be called well again."""
-        slow = own >= self._factor * usual and own - usual >= _LEAST_S
-        self._in_a_row[rank] = self._in_a_row[rank] + 1 if slow != self._named[rank] else 0
-        if self._in_a_row[rank] < _PATIENCE:
-            return False
-        self._named[rank], self._in_a_row[rank] = slow, 0
-        return slow
+    def _have_become_slow(self, medians: np.ndarray, usual: float) -> np.ndarray:
+        """Which ranks are to be named now; it takes as many steps in a row to be called well again."""
+        slow = (medians >= self._factor * usual) & (medians - usual >= _LEAST_S)
+        self._in_a_row = np.where(slow == self._named, 0, self._in_a_row + 1)
+        turned = self._in_a_row >= _PATIENCE
+        self._named, self._in_a_row = np.where(turned, slow, self._named), np.where(turned, 0, self._in_a_row)
+        return turned & slow
 
     def _sentence(self, rank: int, own: float, usual: float) -> str:
         return (
