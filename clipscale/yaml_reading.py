@@ -37,8 +37,8 @@ def parse_yaml(text: str, *, place: str) -> Any:
     Raises:
         ConfigError: it is no YAML, has a tag that is no plain value's, or holds too much; names `place`.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)  # it looks for characters that no YAML holds
         node = loader.get_single_node()
         if node is None:
             return None

@@ -41,7 +41,8 @@ def test_the_demo_reaches_its_bars_resumes_and_is_not_done_twice(tmp_path: Path)
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
         assert figure["n"] >= 400
     events = [(record["event"], record["step"]) for record in read_json_lines(run / "events.jsonl")]
-    assert [event for event in events if event[0] != "checkpoint"] == [
+    turns = [event for event in events if event[0] not in {"checkpoint", "straggler"}]  # a rank may lag on a busy machine
+    assert turns == [
         ("started", 0),
         ("stopped", 200),
         ("resumed", 200),

@@ -53,7 +53,7 @@ def listeners(process: int) -> set[tuple[str, str]]:
             except OSError:
                 continue
             if target.startswith("socket:[") and (address := listening.get(target[8:-1])):
-                found.add(("launcher" if "torch.distributed.run" in command else "rank", address))
+                found.add(("launcher" if "clipscale.launcher" in command else "rank", address))
     return found
 
 
