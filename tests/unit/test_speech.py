@@ -96,7 +96,8 @@ def test_an_hour_of_silence_takes_neither_time_nor_memory() -> None:
         (recording(np.zeros((100, 9)), kind="WAV"), "has 9 channels"),
         (recording(tone(1.0))[:4000], "the flac recording is damaged"),
     ],
-)
+    ids=["empty", "of another kind", "cut in its header", "without samples", "no numbers", "nine channels", "cut in its samples"],
+)  # names of their own: a WAV's bytes hold the time it was written, and parallel processes must collect the same tests
 def test_damaged_recordings_are_named(data: bytes, message: str) -> None:
     with pytest.raises(ShardError, match=message):
         decode_speech(data, WAVEFORM)
