@@ -81,7 +81,7 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None, stop_after_min
     """
     with raised_together(mesh):
         check(run, world=mesh.world)
-    training = _Training(run, mesh, StopSignals(after_s=None if stop_after_minutes is None else 60 * stop_after_minutes))
+    training = _Training(run, mesh, stop_after_s=None if stop_after_minutes is None else 60 * stop_after_minutes)
     with training.closing:
         training.start()
         outcome = training.run_to(min(run.steps, stop_after or run.steps))
@@ -92,12 +92,13 @@ def train(run: Run, mesh: Mesh, *, stop_after: int | None = None, stop_after_min
 class _Training:
     """A run in progress: model, data, and the files it writes."""
 
-    def __init__(self, run: Run, mesh: Mesh, signals: StopSignals) -> None:
-        self.run, self.mesh, self.signals = run, mesh, signals
+    def __init__(self, run: Run, mesh: Mesh, *, stop_after_s: float | None = None) -> None:
+        self.run, self.mesh = run, mesh
         self.data_mesh = run.engine.data_mesh(mesh)
         self.step = 0
         self.tally = Tally(self.data_mesh, BadSampleBudget(max_fraction=run.max_bad_fraction))
         self.guard = Guard(run.guard)
+        self.signals = StopSignals(after_s=stop_after_s)
         self.closing = ExitStack()
 
     # --- start -------------------------------------------------------------------------------------------------
