@@ -120,7 +120,7 @@ def test_auto_needs_a_limit_on_the_cpu_and_a_limit_needs_auto(tmp_path: Path) ->
 
 
 def test_memory_that_runs_out_ends_with_1_and_says_in_which_phase_and_what_to_lower(tmp_path: Path) -> None:
-    """In a process that may take 1.75 GiB of addresses more than it has when its imports are done, threads of the run among them; the tower's first layer needs 2."""
+    """In a process that may take 1.75 GiB of addresses more than its imports did, for threads too; the tower's first layer needs 2."""
     settings = tiny_run(tmp_path, write_squares(tmp_path, samples=24))
     settings["towers"]["image"] |= {"channels": [2**18], "layers": 1}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
