@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import clipscale
 from tiny import tiny_run, write_squares
 from unreliable_server import UnreliableServer, unreliable_server
 
 from clipscale import checkpoints
 from clipscale.checkpoints import CheckpointStore
-from clipscale.cli import main
 from clipscale.config import load_run, to_yaml
 from clipscale.credentials import filled_in, options_filled_in, redacted, refuse_literal_secrets
 from clipscale.data.store import Reading, Store
@@ -51,20 +48,6 @@ def server(squares: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Unreliabl
 
 def address(server: UnreliableServer) -> str:
     return f"http://reader:${{STORE_PASSWORD}}@127.0.0.1:{server.port}"
-
-
-def clipscale(*arguments: str | Path) -> tuple[int, str]:
-    """The command's exit code, and all that it printed."""
-    said, status = io.StringIO(), 0
-    argv, sys.argv = sys.argv, ["clipscale", *map(str, arguments)]
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = argv
-    return status, said.getvalue()
 
 
 def write_config(folder: Path, url: str, **source: Any) -> Path:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from commands import clipscale
 from tiny import tiny_run, write_squares, write_tones
 
 from clipscale import train
-from clipscale.cli import main
 from clipscale.config import Run, validate
 from clipscale.doctor import Finding, examine, machine, miniature, ranks
 from clipscale.doctor.finding import asked, of_all_ranks, worst
@@ -35,20 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Squares and tones."""
     folder = tmp_path_factory.mktemp("data")
     return write_squares(folder, samples=48), write_tones(folder, samples=24)
-
-
-def clipscale(*arguments: str | Path) -> tuple[int, str]:
-    """The command's exit code, and all that it printed."""
-    said, status = io.StringIO(), 0
-    argv, sys.argv = sys.argv, ["clipscale", *map(str, arguments)]
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = argv
-    return status, said.getvalue()
 
 
 def write_config(folder: Path, data: tuple[Path, Path], **changes: Any) -> Path:

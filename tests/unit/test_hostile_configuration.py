@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import torch
+from commands import clipscale
 from making_data import png, write_dataset
 from tiny import tiny_run
 
 from clipscale import checkpoints
-from clipscale.cli import main
 from clipscale.config import Run, validate
 from clipscale.data.opening import open_dataset
 from clipscale.data.shards import ShardWriter
@@ -143,20 +140,6 @@ def test_tags_are_refused_and_run_nothing(text: str, tmp_path: Path) -> None:
     assert not place.exists()
     with pytest.raises(ConfigError, match="the override"):
         parse_yaml(text, place="the override 'x'")
-
-
-def clipscale(*arguments: str | Path) -> tuple[int, str]:
-    """The command's exit code, and all that it printed."""
-    said, status = io.StringIO(), 0
-    argv, sys.argv = sys.argv, ["clipscale", *map(str, arguments)]
-    try:
-        with redirect_stdout(said), redirect_stderr(said):
-            main()
-    except SystemExit as end:
-        status = int(end.code or 0)
-    finally:
-        sys.argv = argv
-    return status, said.getvalue()
 
 
 def bomb(levels: int) -> str:
