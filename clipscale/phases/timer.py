@@ -57,6 +57,10 @@ class PhaseTimer:
         """The phase in progress; another thread may ask."""
         return self._inside[-1]
 
+    def within(self, phase: Phase) -> bool:
+        """Whether a phase is in progress, perhaps around others; another thread may ask."""
+        return phase in self._inside
+
     def enter(self, phase: Phase) -> None:
         """A phase begins."""
         self._mark(outermost=len(self._inside) == 1)

@@ -8,7 +8,6 @@ whole process does not run (a suspended machine) is not counted.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -55,7 +54,7 @@ class Watchdog:
         shutil.rmtree(folder / "heartbeats", ignore_errors=True)
 
     def __enter__(self) -> Self:
-        self._beats.mkdir(exist_ok=True)
+        self._beats.mkdir(parents=True, exist_ok=True)  # a rank that does not see the run folder is found by its silence
         self._thread.start()
         return self
 
@@ -74,17 +73,17 @@ class Watchdog:
             own = (self._step(), self._timer.marks)
             still_s, progress = (still_s + passed, own) if own == progress else (0.0, own)
             beat_s += passed
-            with contextlib.suppress(OSError):  # a full disk is no reason to end; the loop will say so
-                if beat_s >= beat_every_s:
-                    beat_s = 0.0
-                    self._take().write(self._path(self._mesh.rank))
-                if (self._beats / "asked.json").exists():
-                    self._answer_and_end()
-                if still_s >= self._patience():
-                    self._ask(still_s)
+            if beat_s >= beat_every_s:
+                beat_s = 0.0
+                self._leave_behind(self._take(), self._path(self._mesh.rank))
+            if (self._beats / "asked.json").exists():
+                self._answer_and_end()
+            if still_s >= self._patience():
+                self._ask(still_s)
 
     def _patience(self) -> float:
-        slow = self._step() <= self._first + 1 or self._timer.innermost == "checkpoint"
+        """While rank 0 writes a checkpoint, the others wait in a communication inside that phase."""
+        slow = self._step() <= self._first + 1 or self._timer.within("checkpoint")
         return self._patient_s if slow else self._limit_s
 
     def _take(self, *, whole: bool = False) -> Heartbeat:
@@ -95,7 +94,7 @@ class Watchdog:
 
     def _answer_and_end(self) -> NoReturn:
         """Another rank asks: say where this one stands, wait for the verdict, and end."""
-        self._take(whole=True).write(self._path(self._mesh.rank, ".answer"))
+        self._leave_behind(self._take(whole=True), self._path(self._mesh.rank, ".answer"))
         deadline = time.monotonic() + 3 * _ANSWER_S
         while not (self._beats / "verdict.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -104,24 +103,31 @@ class Watchdog:
     def _ask(self, still_s: float) -> None:
         """Ask all ranks where they stand, tell what they say, and end; or answer the one that asked first."""
         try:
-            with (self._beats / "asked.json").open("x") as file:
-                file.write(json.dumps({"rank": self._mesh.rank}))
+            (self._beats / "asked.json").touch(exist_ok=False)
         except FileExistsError:
             self._answer_and_end()
-        self._take(whole=True).write(self._path(self._mesh.rank, ".answer"))
-        answers = self._await_answers()
+        except OSError as error:
+            print(f"clipscale: other ranks cannot be asked: {error}", file=sys.stderr, flush=True)
+        own = self._take(whole=True)
+        self._leave_behind(own, self._path(self._mesh.rank, ".answer"))
+        answers = {**self._await_answers(), self._mesh.rank: own}
         beats = {rank: Heartbeat.read(self._path(rank)) for rank in range(self._mesh.world)}
         verdict = judge(beats, answers)
         text = report(verdict, beats, answers, seconds=still_s)
-        hangs = self._folder / "hangs"
-        hangs.mkdir(exist_ok=True)
-        path = hangs / f"step-{self._step():08d}.txt"
-        path.write_text(text)
+        path = self._folder / "hangs" / f"step-{self._step():08d}.txt"
         print(f"clipscale: {text}\n\nclipscale: step {self._step()}: {verdict.why}; all stacks: {path}", file=sys.stderr, flush=True)
-        write_whole(self._beats / "verdict.json", {"ranks": verdict.ranks, "why": verdict.why})
+        with contextlib.suppress(OSError):  # a full disk: it has been printed
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            write_whole(self._beats / "verdict.json", {"ranks": verdict.ranks, "why": verdict.why})
         for rank in verdict.ranks:
             _kill_sibling(beats[rank], answered=answers[rank] is not None)
         os._exit(1)
+
+    def _leave_behind(self, beat: Heartbeat, path: Path) -> None:
+        """On a full disk nothing: that is no reason to end, and the loop will say so."""
+        with contextlib.suppress(OSError):
+            beat.write(path)
 
     def _await_answers(self) -> dict[int, Heartbeat | None]:
         deadline = time.monotonic() + _ANSWER_S

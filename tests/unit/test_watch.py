@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from clipscale.errors import RunFolderError
+from clipscale.parallel.mesh import Mesh
 from clipscale.phases import PhaseTimer
 from clipscale.phases.clocks import HostClock
 from clipscale.watch.heartbeat import Heartbeat, started, take
 from clipscale.watch.lease import Lease
 from clipscale.watch.stragglers import Stragglers
 from clipscale.watch.verdict import judge, report
+from clipscale.watch.watchdog import Watchdog
 
 # --- stragglers ------------------------------------------------------------------------------------------------
 
@@ -144,6 +146,42 @@ def test_the_report_holds_every_rank_and_its_stack() -> None:
     assert "=== rank 0 (process 1 on here), step 7, phase contrast, now" in text
     assert "torch/dist.py" in text
     assert "=== rank 1: nothing known" in text
+
+
+def test_a_rank_that_waits_for_rank_0s_checkpoint_is_given_the_time_of_one(tmp_path: Path) -> None:
+    timer, step = PhaseTimer(HostClock(), None), [4]
+    dog = Watchdog(tmp_path, Mesh.single(), timer, step=lambda: step[0], limit_s=5.0, patient_s=60.0)
+    assert dog._patience() == 60.0, "a call's first step"
+    step[0] = 6
+    assert dog._patience() == 5.0
+    timer.enter("checkpoint")
+    timer.enter("communication")
+    assert (timer.innermost, dog._patience()) == ("communication", 60.0)
+
+
+HANGS = """
+import pathlib, sys, time
+from clipscale.parallel.mesh import Mesh
+from clipscale.phases import PhaseTimer
+from clipscale.phases.clocks import HostClock
+from clipscale.watch.watchdog import Watchdog
+folder = pathlib.Path(sys.argv[1])
+with Watchdog(folder, Mesh.single(), PhaseTimer(HostClock(), None), step=lambda: 9, limit_s=0.5, patient_s=0.5):
+    if sys.argv[2] == "spoilt":
+        (folder / "heartbeats").rename(folder / "aside")
+        (folder / "heartbeats").touch()
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("disk", ["whole", "spoilt"])
+def test_a_hang_ends_the_process_with_its_stack_also_where_no_other_rank_can_be_asked(tmp_path: Path, disk: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGS, tmp_path, disk], capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 1
+    assert "step 9: the only rank gets no further in phase other" in ended.stderr
+    assert 'File "<string>", line 12, in <module>' in ended.stderr, "where it sleeps"
+    assert ("other ranks cannot be asked" in ended.stderr) == (disk == "spoilt")
+    assert (tmp_path / "hangs" / "step-00000009.txt").exists()
 
 
 # --- the lease -------------------------------------------------------------------------------------------------
