@@ -1,15 +1,14 @@
 """Guard: leaves out steps whose loss or gradients are no numbers, or far too high; goes back when they are many; gives up with evidence.
 
 A step that is left out changes neither weights nor optimizer state on any rank, because every engine drops gradients whose norm is not
-finite, and the norm is one number on all ranks. OLMo, PaLM and Megatron-LM do alike by hand or by other rules; going back to a checkpoint
-and past the data that led astray is PaLM's way (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1).
+finite, and the norm is one number on all ranks. Going back to a checkpoint and past the data that led astray is PaLM's way (Chowdhery et
+al. 2022, arXiv:2204.02311, section 5.1).
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from pydantic import Field
 from clipscale.settings import Settings
 
 _HISTORY = 100
-"""Losses that a spike is measured against."""
+"""Losses of a pair kind that a spike is measured against."""
 _ENOUGH = 20
 """Losses there must be before one can be a spike."""
 _TO_DEVIATION = 1.4826
@@ -41,8 +40,9 @@ class GuardSettings(Settings):
     max_rollbacks: int = Field(default=2, ge=0)
     """How often a run goes back before it stops and says what it met."""
     spike: float | None = Field(default=None, gt=0)
-    """Also leave out a step whose loss lies so many standard deviations above the median of the last 100 steps that counted (the deviation
-    from the median absolute one, and no less than a hundredth of the median); 10 is a spike by any measure. None: no finite loss is one."""
+    """Also leave out a step in which the loss of a pair kind lies so many standard deviations above the median of its last 100 that counted
+    (the deviation from the median absolute one, and no less than a hundredth of the median); 10 is a spike by any measure. None: no finite
+    loss is one."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,23 @@ class Guard:
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
-        self._losses: deque[float] = deque(maxlen=_HISTORY)
+        self._losses: dict[str, deque[float]] = {}
         self._recent: list[LeftOut] = []
         self.left_out = 0
         """Steps left out since the run began."""
         self.rollbacks = 0
 
     @property
-    def limit(self) -> float:
-        """The loss above which the next step is a spike; infinite where none is."""
-        if self._settings.spike is None or len(self._losses) < _ENOUGH:
-            return math.inf
-        middle = median(self._losses)
-        deviation = _TO_DEVIATION * median(abs(loss - middle) for loss in self._losses)
-        return middle + self._settings.spike * max(deviation, 0.01 * abs(middle))
+    def limits(self) -> dict[str, float]:
+        """By pair kind, the loss above which its next one is a spike; without those of which none is."""
+        spike = self._settings.spike
+        known = {kind: losses for kind, losses in self._losses.items() if len(losses) >= _ENOUGH}
+        return {} if spike is None else {kind: _limit(losses, spike) for kind, losses in known.items()}
 
-    def counted(self, loss: float) -> None:
-        """A step was taken."""
-        self._losses.append(loss)
+    def counted(self, losses: Mapping[str, float]) -> None:
+        """A step was taken; its losses by pair kind."""
+        for kind, loss in losses.items():
+            self._losses.setdefault(kind, deque(maxlen=_HISTORY)).append(loss)
 
     def leave_out(self, step: int, reason: str) -> Decision:
         """A step changed nothing; what to do."""
@@ -109,7 +108,7 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """For a checkpoint: a resumed run judges as the one nobody stopped."""
         return {
-            "losses": list(self._losses),
+            "losses": {kind: list(losses) for kind, losses in self._losses.items()},
             "recent": [[item.step, item.reason] for item in self._recent],
             "left_out": self.left_out,
             "rollbacks": self.rollbacks,
@@ -117,6 +116,12 @@ class Guard:
 
     def take_up(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self._losses = deque(state["losses"], maxlen=_HISTORY)
+        self._losses = {kind: deque(losses, maxlen=_HISTORY) for kind, losses in state["losses"].items()}
         self._recent = [LeftOut(step, reason) for step, reason in state["recent"]]
         self.left_out, self.rollbacks = state["left_out"], state["rollbacks"]
+
+
+def _limit(losses: Collection[float], spike: float) -> float:
+    middle = median(losses)
+    deviation = _TO_DEVIATION * median(abs(loss - middle) for loss in losses)
+    return middle + spike * max(deviation, 0.01 * abs(middle))

@@ -7,7 +7,6 @@ data on (seed, batches taken), so a resumed run repeats the run nobody stopped.
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -173,7 +172,8 @@ class _Training:
             self.trainable.load(saved.tensors)
             self.tally.budget.take_up(saved.state["bad_samples"])
             self.micro_batch.take_up(saved.state["micro_batch"])
-            self.guard.take_up(saved.state["guard"])
+            if "guard" in saved.state:  # checkpoints of earlier versions have none
+                self.guard.take_up(saved.state["guard"])
         self.step = saved.step
         return saved
 
@@ -215,7 +215,8 @@ class _Training:
                 if decision == "stop":
                     raise NonFiniteLoss(f"step {self.step}: {self.guard.why_it_stops()}")
                 if decision == "roll back":
-                    self._roll_back()
+                    with phase("checkpoint"):
+                        self._roll_back()
                 due, last = self.keeper.due(self.step, news=end.save, loss=record["loss"]), end.signal or self.step == last_step
                 if due or last:
                     with phase("checkpoint"):
@@ -246,14 +247,14 @@ class _Training:
     def _train_step(self, batches: dict[str, Batch]) -> tuple[dict[str, Any], Decision]:
         """One update of the weights; returns the step's line in metrics.jsonl, and what the guard says of it."""
         lr = self.run.optimizer.lr * self.run.schedule.fraction(self.step, steps=self.run.steps)
-        taken = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows, loss_limit=self.guard.limit)
+        taken = self.training_step.take(self.step, batches, lr=lr, micro_batch=self.micro_batch.rows, loss_limits=self.guard.limits)
         decision = self._judge(taken)
         return self._record(taken, batches, lr=lr), decision
 
     def _judge(self, taken: Taken) -> Decision:
         """What the guard says of the step; the same on all ranks."""
         if taken.fault is None:
-            self.guard.counted(math.fsum(float(result.loss.detach()) for _, result in taken.losses.values()))
+            self.guard.counted({name: float(result.loss.detach()) for name, (_, result) in taken.losses.items()})
             return "go on"
         decision = self.guard.leave_out(self.step, taken.fault)
         self.logbook.write_event("left out", step=self.step, detail=taken.fault)

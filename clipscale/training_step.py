@@ -50,21 +50,24 @@ class TrainingStep:
         """
         self.run, self.trainable, self.mesh, self.data_mesh, self._feed = run, trainable, mesh, data_mesh, feed
         self._fault: str | None = None
-        self._loss_limit = math.inf
+        self._loss_limits: Mapping[str, float] = {}
 
-    def take(self, step: int, batches: Mapping[str, Batch], *, lr: float, micro_batch: int | None, loss_limit: float = math.inf) -> Taken:
-        """One update of the weights; none where loss or gradients are not finite, or the loss is above its limit.
+    def take(
+        self, step: int, batches: Mapping[str, Batch], *, lr: float, micro_batch: int | None, loss_limits: Mapping[str, float] | None = None
+    ) -> Taken:
+        """One update of the weights; none where losses or gradients are not finite, or a loss is above its limit.
 
         Such a loss goes backward as one that is no number: gradients are none either, on any rank, and every engine drops those.
 
         Args:
             batches: this rank's rows of every pair kind that is due.
             micro_batch: rows encoded at a time; None: all in one graph.
+            loss_limits: by pair kind, the largest loss that counts; without a limit every finite one does.
 
         Raises:
             ContrastError: ranks disagree about the batch.
         """
-        self._fault, self._loss_limit = None, loss_limit
+        self._fault, self._loss_limits = None, loss_limits or {}
         rows: PreparedKinds = {name: batch.rows() for name, batch in batches.items()}
         self._feed(rows)
         contrast, seed = partial(self._contrast, step, batches), partial(self.seed, step)
@@ -116,12 +119,16 @@ class TrainingStep:
                 self._fault = f"{error}{self._samples(output, batches[name])}"
                 return _everything(outputs) * math.nan, losses
         total = torch.stack([self.run.pair_kinds[name].loss_weight * loss.loss for name, (_, loss) in losses.items()]).sum()
-        value = float(total.detach())
-        if not math.isfinite(value):
-            self._fault = f"the loss is {value:g}"
-        elif value > self._loss_limit:
-            self._fault = f"the loss is {value:.5g}, a spike: the limit was {self._loss_limit:.5g}"
+        self._fault = self._fault_of_losses({name: float(loss.loss.detach()) for name, (_, loss) in losses.items()})
         return total if self._fault is None else total * math.nan, losses
+
+    def _fault_of_losses(self, losses: Mapping[str, float]) -> str | None:
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                return f"{name}: the loss is {loss:g}"
+            if loss > (limit := self._loss_limits.get(name, math.inf)):
+                return f"{name}: the loss is {loss:.5g}, a spike: the limit was {limit:.5g}"
+        return None
 
     def _samples(self, output: KindOutput, batch: Batch) -> str:
         """The samples whose embeddings are not finite, of all ranks."""

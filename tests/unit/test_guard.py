@@ -26,21 +26,21 @@ MESH = Mesh.single()
 def filled(losses: list[float], **settings: Any) -> Guard:
     guard = Guard(GuardSettings(**settings))
     for loss in losses:
-        guard.counted(loss)
+        guard.counted({"a": loss})
     return guard
 
 
 def test_a_spike_is_so_many_robust_deviations_above_the_median() -> None:
     guard = filled([1.0, 2.0, 3.0, 4.0] * 5, spike=10)
-    assert guard.limit == pytest.approx(2.5 + 10 * 1.4826 * 1.0), "median 2.5; deviations 1.5, 0.5, 0.5, 1.5, whose median is 1"
-    assert filled([2.0] * 20, spike=10).limit == pytest.approx(2.0 + 10 * 0.02), "a hundredth of the median, where nothing deviates"
+    assert guard.limits["a"] == pytest.approx(2.5 + 10 * 1.4826 * 1.0), "median 2.5; deviations 1.5, 0.5, 0.5, 1.5, whose median is 1"
+    assert filled([2.0] * 20, spike=10).limits["a"] == pytest.approx(2.0 + 10 * 0.02), "a hundredth of the median, where nothing deviates"
     guard.rolled_back()
-    assert guard.limit == math.inf, "losses from before are no measure for what comes"
+    assert guard.limits == {}, "losses from before are no measure for what comes"
 
 
 @pytest.mark.parametrize(("losses", "settings"), [([1.0] * 19, {"spike": 1.0}), ([1.0] * 50, {})])
 def test_nothing_is_a_spike_before_twenty_losses_or_when_it_was_not_asked_for(losses: list[float], settings: dict[str, Any]) -> None:
-    assert filled(losses, **settings).limit == math.inf
+    assert filled(losses, **settings).limits == {}
 
 
 def test_only_steps_of_the_window_are_counted_together() -> None:
@@ -57,7 +57,7 @@ def test_a_guard_that_was_saved_judges_as_the_one_that_went_on() -> None:
     guard.leave_out(5, "nan")
     again = Guard(GuardSettings(spike=3.0, max_left_out=1))
     again.take_up(guard.state())
-    assert again.limit == guard.limit
+    assert again.limits == guard.limits != {}
     assert (again.leave_out(6, "nan"), again.left_out) == ("roll back", 2)
 
 
@@ -184,3 +184,10 @@ def test_a_spike_is_left_out_where_asked_for(tmp_path: Path, squares: Path, monk
     first, *_ = events(run, "left out")
     assert first["step"] == 24
     assert "a spike: the limit was" in first["detail"]
+
+
+def test_a_rarer_pair_kind_with_a_larger_loss_is_no_spike() -> None:
+    guard = Guard(GuardSettings(spike=10))
+    for step in range(40):
+        guard.counted({"often": 1.0} if step % 2 else {"often": 1.0, "seldom": 9.0})
+    assert guard.limits == {"often": pytest.approx(1.1), "seldom": pytest.approx(9.9)}
