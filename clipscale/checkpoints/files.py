@@ -1,7 +1,7 @@
 """Files of a checkpoint: written once from start to end, and summed from memory while they are.
 
 A safetensors file is its header's length in 8 bytes, a JSON header, and the tensors' bytes. The order of tensors and the header's form are
-those of the safetensors library, so that both write the same bytes (tests/unit/test_checkpoint_files.py). Files are 0644 and folders
+those of the safetensors library, so that both write the same bytes (tests/unit/test_checkpoints.py). Files are 0644 and folders
 0755, less the umask: nobody else may write them, whatever the umask is.
 """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from clipscale.config import Run
 from clipscale.errors import ConfigError
 from clipscale.parallel.mesh import grid_shape
-from clipscale.planning.goodput import GPU_HOURS, STORE_BYTES_S, Goodput, goodput
+from clipscale.planning.goodput import COPY_BYTES_S, GPU_HOURS, LEAST_STALL_S, Goodput, goodput
 from clipscale.planning.gpus import Gpu
 from clipscale.planning.memory import Layout, Moment, Sizes, fullest, moments
 from clipscale.planning.timing import Exchange, StepSeconds, exchanges, step_seconds
@@ -126,6 +126,7 @@ class Planner:
         layout = self._layout(world, self._asked(world, fits))
         step = step_seconds(self.sizes, layout, self.gpu)
         checkpoint = self._checkpoint_bytes()
+        stall = max(LEAST_STALL_S, checkpoint / COPY_BYTES_S)
         interval = self.run.checkpoints.seconds_between(step.total)
         return Plan(
             run=self.run,
@@ -139,7 +140,7 @@ class Planner:
             grid=grid_shape(layout.data_ranks, self.run.contrast.grid_rows),
             best_grid=self._best_grid(layout),
             step=step,
-            goodput=[goodput(rate, gpus=world, save_s=max(1.0, checkpoint / STORE_BYTES_S), interval_s=interval) for rate in GPU_HOURS],
+            goodput=[goodput(rate, gpus=world, save_s=stall, interval_s=interval) for rate in GPU_HOURS],
             checkpoint_bytes=checkpoint,
             reading=self._reading(step, nodes),
         )

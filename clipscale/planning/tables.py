@@ -132,7 +132,12 @@ def _failures(plan: Plan) -> Table:
     ]
     as_set = count(max(1, plan.run.checkpoints.seconds_between(plan.step.total) / plan.step.total))
     columns = ("failures as in", "between two", "best every_steps", "goodput with it", f"with {as_set}")
-    return Table("Checkpoints and failures", columns, rows, f"A checkpoint is {memory(plan.checkpoint_bytes)}, written at 1 GB/s.")
+    return Table(
+        "Checkpoints and failures",
+        columns,
+        rows,
+        f"A checkpoint is {memory(plan.checkpoint_bytes)}; training waits while it is copied, at 5 GB/s.",
+    )
 
 
 def _reading(plan: Plan) -> Table:
