@@ -16,8 +16,8 @@ arXiv:2407.21783, section 3.3.4); OPT-175B, about 90 restarts on 992 A100 (Zhang
 RESTART_S = 600.0
 """From an interruption to the next step: noticed, started again, checkpoint read; an assumption."""
 COPY_BYTES_S = 5e9
-"""What rank 0 gathers and copies of a checkpoint in a second; training waits for it, and goes on while a thread writes. An assumption: a CPU
-alone copies 16 GB/s (benchmarks/checkpoint.py), where nothing is gathered."""
+"""What rank 0 gathers and copies of a checkpoint in a second; training waits for it, and goes on while a thread writes. An assumption:
+a CPU alone copies 16 GB/s (benchmarks/checkpoint.py), where nothing is gathered."""
 LEAST_STALL_S = 0.1
 """Seconds that the smallest checkpoint stops training, for ranks that agree; an assumption."""
 
