@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,10 @@ def test_a_run_finds_its_micro_batch_by_its_own_memory_and_remembers_it(tmp_path
     settings = tiny_run(tmp_path, data, micro_batch="auto", steps=11, checkpoints={"every_steps": 11})
     settings["towers"]["image"] = {"name": "conv_image", "image_size": 16, "channels": [512], "width": 8, "layers": 1}
     settings["pair_kinds"]["image_text"]["global_batch"] = 256
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        limit, found = process.apply(train_within, (settings, 0.15))
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as process:  # a Pool sends SIGTERM, which training outlives
+        limit, found = process.submit(train_within, settings, 0.15).result()
     run = validate(Run, {**settings, "memory_gb": limit})
     events = [record for record in read_json_lines(run.run_folder / "events.jsonl") if record["event"] == "micro_batch"]
     peaks = [max(record["peak_bytes"].values()) for record in read_json_lines(run.run_folder / "timings.jsonl")]
