@@ -37,6 +37,8 @@ class Heartbeat:
     phase: str
     main_stack: list[str]
     """Of the main thread, outermost first."""
+    count: int = 0
+    """How many this rank has written: two in which nothing else differs are told apart."""
     stacks: str = ""
     """Of all threads, as text; in an answer."""
 
@@ -58,7 +60,7 @@ class Heartbeat:
             return None
 
 
-def take(rank: int, *, step: int, timer: PhaseTimer, whole: bool = False) -> Heartbeat:
+def take(rank: int, *, step: int, timer: PhaseTimer, count: int = 0, whole: bool = False) -> Heartbeat:
     """This rank's heartbeat now.
 
     Args:
@@ -78,6 +80,7 @@ def take(rank: int, *, step: int, timer: PhaseTimer, whole: bool = False) -> Hea
         marks=timer.marks,
         phase=timer.innermost,
         main_stack=stacks.get(main or 0, []),
+        count=count,
         stacks="\n".join(told),
     )
 

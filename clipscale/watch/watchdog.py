@@ -45,6 +45,10 @@ class Watchdog:
         self._limit_s, self._patient_s = limit_s, patient_s
         self._beats = folder / "heartbeats"
         self._first = step()
+        self._beat_every_s = min(15.0, limit_s / 10)
+        self._count = 0
+        self._rank_0: Heartbeat | None = None
+        self._rank_0_seen_s = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -64,8 +68,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         poll_s = min(_POLL_S, self._limit_s / 10)
-        beat_every_s = min(15.0, self._limit_s / 10)
-        progress, still_s, beat_s = None, 0.0, beat_every_s
+        progress, still_s, beat_s = None, 0.0, self._beat_every_s
         before = time.monotonic()
         while not self._over.wait(poll_s):
             now = time.monotonic()
@@ -73,21 +76,33 @@ class Watchdog:
             own = (self._step(), self._timer.marks)
             still_s, progress = (still_s + passed, own) if own == progress else (0.0, own)
             beat_s += passed
-            if beat_s >= beat_every_s:
-                beat_s = 0.0
+            if beat_s >= self._beat_every_s:
+                beat_s, self._count = 0.0, self._count + 1
                 self._leave_behind(self._take(), self._path(self._mesh.rank))
+            if self._timer.within("checkpoint"):
+                self._look_at_rank_0()
             if (self._beats / "asked.json").exists():
                 self._answer_and_end()
             if still_s >= self._patience():
                 self._ask(still_s)
 
     def _patience(self) -> float:
-        """While rank 0 writes a checkpoint, the others wait in a communication inside that phase."""
-        slow = self._step() <= self._first + 1 or self._timer.within("checkpoint")
+        """While rank 0 writes a checkpoint, the others wait for it in a communication inside that phase."""
+        waits_for_rank_0 = self._timer.within("checkpoint") and self._rank_0_writes()
+        slow = self._step() <= self._first + 1 or self._timer.innermost == "checkpoint" or waits_for_rank_0
         return self._patient_s if slow else self._limit_s
 
+    def _look_at_rank_0(self) -> None:
+        if (found := Heartbeat.read(self._path(0))) != self._rank_0:
+            self._rank_0, self._rank_0_seen_s = found, time.monotonic()
+
+    def _rank_0_writes(self) -> bool:
+        """Whether rank 0 says so, and has said something lately: one that is stopped meanwhile is not waited for."""
+        lately = time.monotonic() - self._rank_0_seen_s < 3 * self._beat_every_s
+        return self._rank_0 is not None and self._rank_0.phase == "checkpoint" and lately
+
     def _take(self, *, whole: bool = False) -> Heartbeat:
-        return take(self._mesh.rank, step=self._step(), timer=self._timer, whole=whole)
+        return take(self._mesh.rank, step=self._step(), timer=self._timer, count=self._count, whole=whole)
 
     def _path(self, rank: int, kind: str = "") -> Path:
         return self._beats / f"rank-{rank:05d}{kind}.json"

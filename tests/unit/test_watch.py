@@ -13,6 +13,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 
 from clipscale.errors import RunFolderError
 from clipscale.parallel.mesh import Mesh
@@ -148,15 +149,26 @@ def test_the_report_holds_every_rank_and_its_stack() -> None:
     assert "=== rank 1: nothing known" in text
 
 
-def test_a_rank_that_waits_for_rank_0s_checkpoint_is_given_the_time_of_one(tmp_path: Path) -> None:
+def test_ranks_wait_as_long_as_rank_0_writes_a_checkpoint_and_says_so(tmp_path: Path) -> None:
     timer, step = PhaseTimer(HostClock(), None), [4]
-    dog = Watchdog(tmp_path, Mesh.single(), timer, step=lambda: step[0], limit_s=5.0, patient_s=60.0)
+    other = Mesh(rank=1, world=2, local_rank=1, device=torch.device("cpu"))
+    dog = Watchdog(tmp_path, other, timer, step=lambda: step[0], limit_s=5.0, patient_s=60.0)
     assert dog._patience() == 60.0, "a call's first step"
     step[0] = 6
     assert dog._patience() == 5.0
     timer.enter("checkpoint")
     timer.enter("communication")
-    assert (timer.innermost, dog._patience()) == ("communication", 60.0)
+    (tmp_path / "heartbeats").mkdir()
+    for count, (phase, patience) in enumerate({"encode": 5.0, "communication": 5.0, "checkpoint": 60.0}.items()):
+        replace(BEAT, phase=phase, count=count).write(dog._path(0))
+        dog._look_at_rank_0()
+        assert dog._patience() == patience, phase
+    dog._rank_0_seen_s -= 1.6  # three heartbeats are written in 1.5 s
+    dog._look_at_rank_0()
+    assert dog._patience() == 5.0, "rank 0 has said nothing since"
+    replace(BEAT, phase="checkpoint", count=9).write(dog._path(0))
+    dog._look_at_rank_0()
+    assert dog._patience() == 60.0
 
 
 HANGS = """
